@@ -1,0 +1,1 @@
+"""Adapters: attached to a frozen base, written to a folder, read back and verified."""

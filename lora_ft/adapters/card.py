@@ -1,0 +1,151 @@
+"""Writes the model card of an adapter: what it is, its numbers, the command, how to load it, its limits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lora_ft.adapters.manifest import Manifest
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def model_card(manifest: Manifest, *, auto_class: str = "AutoModelForSequenceClassification") -> str:
+    """The text of `README.md`.
+
+    Args:
+        manifest: Of the adapter. Of its `run`, `command`, `rows`, `baseline`, `truncated` and `seconds` are
+            shown where they are there.
+        auto_class: The transformers auto class of the task.
+
+    Returns:
+        Markdown with YAML front matter; no licence is claimed.
+    """
+    title = f"{manifest.task} adapter for {_short_name(manifest.base.name)}"
+    parts = [
+        _front_matter(manifest),
+        f"# {title}",
+        _about(manifest),
+        "## Numbers",
+        _numbers(manifest),
+        "## Data",
+        _data(manifest),
+        "## How it was made",
+        _making(manifest),
+        "## How to load it",
+        _loading(manifest, auto_class=auto_class),
+        "## Limits",
+        _limits(manifest),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(manifest: Manifest) -> str:
+    """What the hub reads; a base that is a folder has no name there and is left out."""
+    lines = ["---"]
+    if HUB_ID.fullmatch(manifest.base.name):
+        lines.append(f"base_model: {json.dumps(manifest.base.name)}")
+    lines += ["library_name: peft", f"pipeline_tag: {manifest.task}", "tags:"]
+    lines += ["- lora_ft", f"- {manifest.peft_type.lower()}"]
+    return "\n".join([*lines, "---"])
+
+
+def _about(manifest: Manifest) -> str:
+    """One paragraph and the labels."""
+    on = f", trained on the base in {manifest.quantization}" if manifest.quantization else ""
+    head = f" with the head ({', '.join(manifest.head)})" if manifest.head else ""
+    what = f"A {manifest.peft_type} adapter{head} for `{manifest.base.name}`{on}"
+    text = f"{what}; the base itself is not in here."
+    labels = f"\n\nLabels: {', '.join(f'`{one}`' for one in manifest.labels)}." if manifest.labels else ""
+    return f"{text} Problem type: {manifest.problem_type}.{labels}"
+
+
+def _numbers(manifest: Manifest) -> str:
+    """Metrics by split, beside the majority answer where it was measured."""
+    baseline = manifest.run.get("baseline") or {}
+    rows = ["| split | metric | adapter | majority answer |", "| --- | --- | --- | --- |"]
+    for split, metrics in manifest.metrics.items():
+        values = metrics if isinstance(metrics, Mapping) else {split: metrics}
+        for metric, value in values.items():
+            rows.append(
+                f"| {split} | {metric} | {_number(value)} | {_number(baseline.get(split, {}).get(metric))} |"
+            )
+    if manifest.learned is False:
+        rows.append("\n**This run did not learn: it is no better than the majority answer.**")
+    return "\n".join(rows)
+
+
+def _data(manifest: Manifest) -> str:
+    """Rows of each split and how many were cut."""
+    rows = manifest.run.get("rows") or {}
+    cut = manifest.run.get("truncated") or {}
+    lines = [
+        f"- {split}: {count} rows"
+        + (f", {cut[split]} of them cut to the maximum length" if cut.get(split) else "")
+        for split, count in rows.items()
+    ]
+    return "\n".join(lines) or "Not recorded."
+
+
+def _making(manifest: Manifest) -> str:
+    """Command, seed, precision, versions."""
+    command = manifest.run.get("command")
+    seconds = manifest.run.get("seconds")
+    facts = [f"seed {manifest.seed}", manifest.precision, manifest.quantization or "not quantised"]
+    if isinstance(seconds, (int, float)):
+        facts.append(f"{seconds:.0f} s")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    text = f"{', '.join(facts)}. {versions}. The whole recipe is `recipe.yaml`."
+    return f"```\n{command}\n```\n\n{text}" if command else text
+
+
+def _loading(manifest: Manifest, *, auto_class: str) -> str:
+    """With lora_ft, and with plain peft."""
+    arguments = f"{json.dumps(manifest.base.name)}"
+    if manifest.base.revision:
+        arguments += f", revision={json.dumps(manifest.base.revision)}"
+    if manifest.labels:
+        arguments += f", num_labels={len(manifest.labels)}"
+    return (
+        "lora_ft verifies files, base and answers before it predicts:\n\n"
+        '```\nlora-ft predict path/to/this/folder "a text"\n```\n\n'
+        "Plain peft loads it too, without these checks:\n\n"
+        "```python\n"
+        "from peft import PeftModel\n"
+        f"from transformers import AutoTokenizer, {auto_class}\n\n"
+        f"base = {auto_class}.from_pretrained({arguments})\n"
+        'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
+        "```\n\n"
+        "Row i of the logits' last axis belongs to label i of: "
+        f"{json.dumps(list(manifest.labels), ensure_ascii=False)}."
+    )
+
+
+def _limits(manifest: Manifest) -> str:
+    """What a user must not expect."""
+    lines = [
+        "- It belongs to exactly the base above; on another one of the same shape it answers nonsense "
+        "without an error (lora_ft refuses it).",
+        "- The numbers hold for rows like those it was trained on.",
+    ]
+    length = manifest.settings.get("max_length")
+    if length:
+        lines.append(f"- Inputs are cut to {length} tokens.")
+    if manifest.new_head:
+        lines.append("- The head was trained from scratch on the rows above alone.")
+    return "\n".join(lines)
+
+
+def _short_name(name: str) -> str:
+    """The last part of a hub id or folder."""
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _number(value: Any) -> str:
+    """Four decimals, or empty."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:.4f}"
+    return "" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Assembly: the rooms of the floor below put together for train, evaluate and serve."""

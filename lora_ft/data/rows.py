@@ -1,0 +1,108 @@
+"""Rows of several splits that know where they came from, so that every message can name file and row."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+SHOWN_ROWS = 5
+BATCH_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where each row of a table came from.
+
+    Attributes:
+        names: The files (or tables) the rows came from.
+        source: For each row an index into `names`, `(rows,)`.
+        number: For each row its number as a person counts in that file, `(rows,)`: the header of a CSV is row
+            1.
+    """
+
+    names: tuple[str, ...]
+    source: npt.NDArray[np.int64]
+    number: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, name: str, numbers: Sequence[int] | range) -> Origin:
+        """The origin of rows that all came from one file."""
+        number = np.asarray(numbers, dtype=np.int64)
+        return cls((name,), np.zeros(len(number), dtype=np.int64), number)
+
+    @classmethod
+    def concat(cls, origins: Sequence[Origin]) -> Origin:
+        """The origin of the rows of several tables, one after the other."""
+        names = tuple(name for origin in origins for name in origin.names)
+        starts = np.cumsum([0, *(len(origin.names) for origin in origins)])
+        sources = [origin.source + start for origin, start in zip(origins, starts, strict=False)]
+        return cls(names, np.concatenate(sources), np.concatenate([origin.number for origin in origins]))
+
+    def take(self, indices: Sequence[int]) -> Origin:
+        """The origin of some of the rows."""
+        picked = np.asarray(indices, dtype=np.int64)
+        return Origin(self.names, self.source[picked], self.number[picked])
+
+    def describe(self, indices: Sequence[int]) -> str:
+        """Names rows for a message: `shop.csv, rows 3, 7, 9` (the first five, then how many in all)."""
+        by_file: dict[str, list[str]] = {}
+        for index in indices[:SHOWN_ROWS]:
+            by_file.setdefault(self.names[self.source[index]], []).append(str(self.number[index]))
+        parts = [
+            f"{name}, {'row' if len(numbers) == 1 else 'rows'} {', '.join(numbers)}"
+            for name, numbers in by_file.items()
+        ]
+        more = f" ... ({len(indices)} rows in all)" if len(indices) > SHOWN_ROWS else ""
+        return "; ".join(parts) + more
+
+
+class Splits(dict[str, datasets.Dataset]):
+    """Rows of each split under our column names, with what the messages and the labels need beside them.
+
+    Args:
+        tables: Split name -> rows.
+        origins: Split name -> where its rows came from.
+        label_names: The order of the labels that the source itself has (a ClassLabel feature, several 0/1
+            columns).
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, datasets.Dataset],
+        *,
+        origins: Mapping[str, Origin],
+        label_names: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(tables)
+        self.origins = dict(origins)
+        self.label_names = label_names
+
+
+def describe_rows(splits: Mapping[str, datasets.Dataset], split: str, indices: Sequence[int]) -> str:
+    """Names rows of a split for a message; a plain mapping of tables has only positions, counted from 1."""
+    if isinstance(splits, Splits):
+        return splits.origins[split].describe(indices)
+    return Origin.of(f"split {split}", range(1, len(splits[split]) + 1)).describe(indices)
+
+
+def each_value(table: datasets.Dataset, name: str) -> Iterator[Any]:
+    """The values of a column, read in batches: a column of `datasets` hands out one row at a time, slowly."""
+    for start in range(0, len(table), BATCH_ROWS):
+        yield from table[name][start : start + BATCH_ROWS]
+
+
+def with_column(table: datasets.Dataset, name: str, values: Sequence[Any], *, feature: Any) -> datasets.Dataset:
+    """The table with one more column; nothing is cached, so no time goes into a hash of the values."""
+    return table.add_column(name, list(values), feature=feature, new_fingerprint=uuid.uuid4().hex)
+
+
+def take_rows(table: datasets.Dataset, rows: Sequence[int]) -> datasets.Dataset:
+    """Some rows as a table of its own, in memory; from mere indices `datasets` would write one to a file."""
+    gathered = table.with_format("arrow")[list(rows)]  # one chunk a row, which makes every later read slow
+    return datasets.Dataset(gathered.combine_chunks(), fingerprint=uuid.uuid4().hex)

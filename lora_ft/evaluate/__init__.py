@@ -1,0 +1,1 @@
+"""Evaluation: adapter folder + rows -> metrics with intervals, beside the base."""

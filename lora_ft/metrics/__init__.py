@@ -1,0 +1,1 @@
+"""Metrics: one evaluate.Metric module each, loaded offline."""

@@ -1,0 +1,1 @@
+"""Bases: found, loaded in the right precision, quantised, fingerprinted."""

@@ -1,0 +1,165 @@
+"""Makes the paths of a recipe absolute and expands the patterns of its data files."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_ft.recipe.draft import Draft
+from lora_ft.recipe.faults import Fault, KeyPath, nearest
+from lora_ft.recipe.peek import SUFFIXES, suffix_of
+
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+def resolve_paths(draft: Draft) -> list[Fault]:
+    """Makes every path of a draft absolute: relative ones start at the recipe's folder, overrides' too.
+
+    Args:
+        draft: The recipe; its values are changed, and a path with a fault is removed.
+
+    Returns:
+        Folders and files that do not exist, patterns without a match, unknown kinds of file.
+    """
+    faults: list[Fault] = []
+    for path, make in SINGLE_PATHS.items():
+        text = draft.value(*path)
+        if isinstance(text, str):
+            section, key = path
+            try:
+                draft.values[section][key] = make(text, draft.folder)
+            except (_PathError, OSError) as error:
+                del draft.values[section][key]
+                faults.append(Fault(path, _reason(error)))
+    files = draft.value("dataset", "data_files")
+    if files is not None:
+        _resolve_files(draft, files, faults)
+    return faults
+
+
+def _reason(error: _PathError | OSError) -> str:
+    return f"it cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+class _PathError(Exception):
+    """What is wrong with one path."""
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    if not text.strip() or "\0" in text:
+        raise _PathError("expected a path")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise _PathError(f"the home folder in {text!r} is not known. Write the whole path") from None
+    return Path(os.path.normpath(folder / path))
+
+
+def _hub_or_folder(text: str, folder: Path) -> str:
+    """A folder if it looks like one or exists beside the recipe, else a hub id."""
+    path = _absolute(text, folder)
+    if path.is_dir():
+        return str(path)
+    if text.startswith((".", "~")) or Path(text).is_absolute():
+        raise _PathError(f"there is no such folder.{_near(path, text)}")
+    if not HUB_ID.fullmatch(text):
+        near = _near(path, text)
+        raise _PathError(f"it is neither a folder beside the recipe nor a hub id ('owner/name').{near}")
+    return text
+
+
+def _base(text: str, folder: Path) -> str:
+    resolved = _hub_or_folder(text, folder)
+    if Path(resolved).is_absolute() and not (Path(resolved) / "config.json").is_file():
+        if (Path(resolved) / "adapter_config.json").is_file():
+            raise _PathError("this folder holds an adapter. Expected the folder of a base model")
+        raise _PathError("this folder has no config.json. Expected the folder of a base model")
+    return resolved
+
+
+def _output(text: str, folder: Path) -> str:
+    output = _absolute(text, folder)
+    for path in (output, *output.parents):
+        if path.is_file():
+            what = "it is a file" if path == output else f"{path} is a file"
+            raise _PathError(f"{what}. Expected a folder, which is made if it does not exist")
+    return str(output)
+
+
+def _json_file(text: str, folder: Path) -> str:
+    if text.startswith("{"):
+        return text
+    path = _absolute(text, folder)
+    if not path.is_file():
+        raise _PathError(f"there is no such file.{_near(path, text)}")
+    return str(path)
+
+
+SINGLE_PATHS: dict[tuple[str, str], Callable[[str, Path], str]] = {
+    ("model", "pretrained_model_name_or_path"): _base,
+    ("dataset", "path"): _hub_or_folder,
+    ("training_args", "output_dir"): _output,
+    ("training_args", "deepspeed"): _json_file,
+    ("training_args", "fsdp_config"): _json_file,
+    ("training_args", "accelerator_config"): _json_file,
+}
+"""Each path with the function that makes it absolute; the last three may also be a mapping."""
+
+
+def _resolve_files(draft: Draft, files: Any, faults: list[Fault]) -> None:
+    """`data_files` as split -> sorted absolute files; one file or a list alone means `train`."""
+    whole: KeyPath = ("dataset", "data_files")
+    splits = files if isinstance(files, dict) else {"train": files}
+    resolved: dict[str, tuple[str, ...]] = {}
+    for split, patterns in splits.items():
+        found: list[str] = []
+        several = isinstance(patterns, list)
+        for index, pattern in enumerate(patterns if several else [patterns]):
+            at = (*whole, split) if isinstance(files, dict) else whole
+            try:
+                found += _expand(pattern, draft.folder)
+            except (_PathError, OSError) as error:
+                faults.append(Fault((*at, index) if several else at, _reason(error)))
+        if several and not patterns:
+            faults.append(Fault((*whole, split), "expected at least one file"))
+        if found:
+            resolved[split] = tuple(dict.fromkeys(found))
+    draft.values["dataset"]["data_files"] = resolved
+
+
+def _expand(pattern: str, folder: Path) -> list[str]:
+    """The files of one name or pattern."""
+    path = _absolute(pattern, folder)
+    if path.is_dir():
+        raise _PathError(f"it is a folder. Expected files: write {pattern.rstrip('/')}/*.csv")
+    if path.is_file():
+        found = [str(path)]
+    elif glob.has_magic(pattern):
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = sorted(one for one in matches if Path(one).is_file())
+        if not found:
+            raise _PathError(f"no file matches this pattern in {path.parent}")
+    else:
+        raise _PathError(f"there is no such file.{_near(path, pattern)}")
+    for one in found:
+        if suffix_of(Path(one)) not in SUFFIXES:
+            raise _PathError(f"{Path(one).name} is no kind of file that can be read. Expected {', '.join(SUFFIXES)}")
+    return found
+
+
+def _near(path: Path, text: str) -> str:
+    """The nearest name that exists, or the first folder on the way that does not."""
+    if os.access(path.parent, os.R_OK):
+        near = nearest(path.name, sorted(one.name for one in path.parent.iterdir()))
+        if near:
+            start = text[: len(text) - len(Path(text).name)] if text.endswith(Path(text).name) else ""
+            return near.replace(" Did you mean '", f" Did you mean '{start}", 1)
+        return f" Nothing in {path.parent} has a name like it"
+    missing = path.parent
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    return f" The folder {missing} does not exist"

@@ -1,0 +1,172 @@
+"""The typed Recipe: what every other room reads; made only by `lora_ft.recipe.read.read_recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column that a task reads, under our name.
+
+    Attributes:
+        name: The name in `dataset.columns`, on the left: `text`, `text_pair`, `label`.
+        kind: What it holds; `label` columns get a label vocabulary.
+        required: Whether training needs it.
+        help: One line for `lora-ft tasks` and `init`.
+    """
+
+    name: str
+    kind: Literal["text", "label"]
+    required: bool
+    help: str
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What the recipe needs to know of a task in order to check a recipe; made by the task itself.
+
+    Attributes:
+        name: The Hub's pipeline tag, `text-classification`.
+        columns: All columns the task reads.
+        metrics: For each problem type the names of its metrics; the first is the default for the best model.
+        lower_is_better: Metrics that improve downwards (`loss` is always one).
+        processor_fields: The `processor` keys that the task understands, each with its accepted types.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    metrics: Mapping[str, tuple[str, ...]]
+    lower_is_better: frozenset[str]
+    processor_fields: Mapping[str, tuple[type, ...]]
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """`model`: arguments of `from_pretrained`, and `dropout`, our own word.
+
+    Attributes:
+        pretrained_model_name_or_path: A hub id, or a folder (relative to the recipe).
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether code from the base's repository may run.
+        attn_implementation: `eager`, `sdpa`, `flash_attention_2`, ...
+        dtype: `float32`, `bfloat16`, `float16`, or None: follows the device.
+        problem_type: Given only where the data leaves it open (whole numbers as regression targets).
+        dropout: Probability for every dropout of the frozen base, or `keep` for the base's own.
+    """
+
+    pretrained_model_name_or_path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    dtype: str | None = None
+    problem_type: ProblemType | None = None
+    dropout: float | Literal["keep"] = 0.0
+
+
+@dataclass(frozen=True)
+class DatasetSection:
+    """`dataset`: arguments of `datasets.load_dataset`, and our own words.
+
+    Attributes:
+        path: A hub id, or a folder written by `save_to_disk` (then absolute); None with `data_files`.
+        name: Configuration of a hub dataset.
+        revision: Branch, tag or commit of a hub dataset.
+        data_files: For each split the files, absolute, globs expanded and sorted.
+        split: For each of our splits the split expression of the source (`train[:80%]`); with `path` only.
+        columns: Our column name -> the column(s) of the data; several names for `label` mean multi-label 0/1
+            columns.
+        label_names: All labels in order, or None: taken from the training rows.
+        label_delimiter: Splits one text cell into several labels (`a|b`): multi-label.
+        validation: Share of the training rows to split off for validation.
+        test: Share of the training rows to split off for a test.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    data_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    split: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    label_names: tuple[str, ...] | None = None
+    label_delimiter: str | None = None
+    validation: float | None = None
+    test: float | None = None
+
+
+@dataclass(frozen=True)
+class LossSection:
+    """`loss`: what the training loss weighs.
+
+    Attributes:
+        class_weight: `balanced` (scikit-learn's formula), a weight for each label, or None.
+    """
+
+    class_weight: Literal["balanced"] | Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerSection:
+    """`optimizer`: peft's own optimizers; without it `training_args.optim` decides.
+
+    Attributes:
+        name: `loraplus` (peft's create_loraplus_optimizer), `lorafa` (create_lorafa_optimizer), or None.
+        loraplus_lr_ratio: Learning rate of B over that of A.
+        loraplus_lr_embedding: Learning rate of LoRA on embeddings.
+    """
+
+    name: Literal["loraplus", "lorafa"] | None = None
+    loraplus_lr_ratio: float = 16.0
+    loraplus_lr_embedding: float = 1e-6
+
+
+@dataclass(frozen=True)
+class EarlyStoppingSection:
+    """`early_stopping`: arguments of transformers' EarlyStoppingCallback.
+
+    Attributes:
+        early_stopping_patience: Evaluations without improvement until the run stops; None: never.
+        early_stopping_threshold: How much better counts as better.
+    """
+
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment, checked and resolved: every default filled in, every path absolute.
+
+    Attributes:
+        file: The YAML file it was read from.
+        task: Name of the task.
+        model: The base.
+        peft_config: `peft_type` and the fields of that method's config class.
+        dataset: The rows.
+        processor: Arguments of the tokenizer (or image or audio processor).
+        training_args: Arguments of `TrainingArguments`, our defaults filled in; `output_dir` absolute.
+        quantization_config: Arguments of `BitsAndBytesConfig`, or None.
+        loss: Weights of the loss.
+        optimizer: peft's optimizers.
+        early_stopping: When to stop before the last epoch.
+        offline: Never ask a hub.
+    """
+
+    file: Path
+    task: str
+    model: ModelSection
+    peft_config: Mapping[str, Any]
+    dataset: DatasetSection
+    processor: Mapping[str, Any]
+    training_args: Mapping[str, Any]
+    quantization_config: Mapping[str, Any] | None = None
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    early_stopping: EarlyStoppingSection = EarlyStoppingSection()
+    offline: bool = False

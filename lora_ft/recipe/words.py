@@ -1,0 +1,179 @@
+"""What each section of a recipe may hold: our own words here, the upstream classes' words by their source.
+
+The dataclasses of `schema.py` are what the other rooms read; this is what a user may write, which is a little
+wider (`data_files` may be one file, a list, or a mapping). A test holds the names of both together.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lora_ft.recipe import upstream
+from lora_ft.recipe.accepts import (
+    BOOL,
+    FLOAT,
+    INT,
+    NULL,
+    STR,
+    Accepts,
+    Choice,
+    DictOf,
+    Field,
+    ListOf,
+    Struct,
+    any_of,
+)
+from lora_ft.recipe.annotations import DTYPES
+from lora_ft.recipe.schema import (
+    DatasetSection,
+    EarlyStoppingSection,
+    LossSection,
+    ModelSection,
+    OptimizerSection,
+    Recipe,
+    TaskFacts,
+)
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+SPLITS = ("train", "validation", "test")
+
+TOP = ("task", "offline")
+REQUIRED_SECTIONS = ("model", "peft_config", "dataset", "training_args")
+OPTIONAL_SECTIONS = ("quantization_config", "processor", "loss", "optimizer", "early_stopping")
+SECTIONS = (*REQUIRED_SECTIONS, *OPTIONAL_SECTIONS)
+
+OPTIONAL_STR = any_of([STR, NULL])
+LABEL = any_of([STR, INT, BOOL])
+FILES = any_of([STR, ListOf(STR)])
+
+
+def attribute_help(cls: Any) -> dict[str, str]:
+    """What the `Attributes` of a docstring say of each field, on one line."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].splitlines():
+        if line.startswith("    ") and not line.startswith("     "):
+            name, _, rest = line.strip().partition(": ")
+            found[name] = [rest]
+        elif line.strip() and name:
+            found[name].append(line.strip())
+    return {name: " ".join(lines) for name, lines in found.items()}
+
+
+def _struct(name: str, cls: Any, types: Mapping[str, Accepts]) -> Struct:
+    help_texts = attribute_help(cls)
+    defaults = {key: value for key, value in vars(cls).items() if isinstance(value, bool | int | float | str)}
+    return Struct(
+        name,
+        {key: Field(accepts, help_texts.get(key, ""), defaults.get(key)) for key, accepts in types.items()},
+    )
+
+
+def _splits(accepts: Accepts) -> Struct:
+    return Struct("the splits", {split: Field(any_of([accepts, NULL]), f"the {split} split") for split in SPLITS})
+
+
+MODEL = _struct(
+    "model",
+    ModelSection,
+    {
+        "pretrained_model_name_or_path": STR,
+        "revision": OPTIONAL_STR,
+        "trust_remote_code": BOOL,
+        "attn_implementation": OPTIONAL_STR,
+        "dtype": any_of([Choice(DTYPES), NULL]),
+        "problem_type": any_of([Choice(PROBLEM_TYPES), NULL]),
+        "dropout": any_of([FLOAT, Choice(("keep",))]),
+    },
+)
+
+DATASET = _struct(
+    "dataset",
+    DatasetSection,
+    {
+        "path": OPTIONAL_STR,
+        "name": OPTIONAL_STR,
+        "revision": OPTIONAL_STR,
+        "data_files": any_of([FILES, _splits(FILES)]),
+        "split": _splits(STR),
+        "columns": DictOf(any_of([FILES, NULL])),
+        "label_names": any_of([ListOf(LABEL), NULL]),
+        "label_delimiter": OPTIONAL_STR,
+        "validation": any_of([FLOAT, NULL]),
+        "test": any_of([FLOAT, NULL]),
+    },
+)
+
+LOSS = _struct("loss", LossSection, {"class_weight": any_of([Choice(("balanced",)), DictOf(FLOAT), NULL])})
+
+OPTIMIZER = _struct(
+    "optimizer",
+    OptimizerSection,
+    {
+        "name": any_of([Choice(("loraplus", "lorafa")), NULL]),
+        "loraplus_lr_ratio": FLOAT,
+        "loraplus_lr_embedding": FLOAT,
+    },
+)
+
+EARLY_STOPPING = _struct(
+    "early_stopping",
+    EarlyStoppingSection,
+    {"early_stopping_patience": any_of([INT, NULL]), "early_stopping_threshold": FLOAT},
+)
+
+
+def columns_of(task: TaskFacts) -> Struct:
+    """`dataset.columns` of a task: a list of columns where the task reads labels."""
+    return Struct(
+        f"dataset.columns of the task {task.name}",
+        {
+            column.name: Field(any_of([FILES if column.kind == "label" else STR, NULL]), column.help)
+            for column in task.columns
+        },
+    )
+
+
+def dataset_of(task: TaskFacts) -> Struct:
+    """`dataset` with the columns of a task."""
+    columns = Field(columns_of(task), DATASET.fields["columns"].help)
+    return Struct("dataset", {**DATASET.fields, "columns": columns})
+
+
+def processor_of(task: TaskFacts) -> Struct:
+    """`processor` with the keys that a task understands."""
+    scalars = {bool: BOOL, int: INT, float: FLOAT, str: STR, type(None): NULL}
+    fields = {key: Field(any_of(scalars[one] for one in types)) for key, types in task.processor_fields.items()}
+    return Struct(f"processor of the task {task.name}", fields)
+
+
+def section_struct(section: str, *, task: TaskFacts | None, peft_type: str) -> Struct | None:
+    """What a section may hold.
+
+    Args:
+        section: One of `SECTIONS`.
+        task: The task, or None while it is unknown: then keys that depend on it are not checked.
+        peft_type: The method; a wrong one is reported elsewhere.
+
+    Returns:
+        The keys with their types, or None where they are not known.
+    """
+    match section:
+        case "training_args":
+            return upstream.training_arguments()
+        case "peft_config":
+            return upstream.peft_config(peft_type)
+        case "quantization_config":
+            return upstream.quantization_config()
+        case "dataset":
+            return dataset_of(task) if task else DATASET
+        case "processor":
+            return processor_of(task) if task else None
+    return {"model": MODEL, "loss": LOSS, "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING}[section]
+
+
+def section_help() -> dict[str, str]:
+    """One line for each section and top-level key."""
+    return attribute_help(Recipe)

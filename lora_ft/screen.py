@@ -1,0 +1,121 @@
+"""Tables for the terminal: what a person would rather look at than read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.panel import Panel
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lora_ft.adapters.manifest import Manifest
+    from lora_ft.evaluate.compare import Comparison
+    from lora_ft.train.run import TrainResult
+
+
+def comparison_table(comparison: Comparison, name: str) -> Table:
+    """Base and adapter side by side, with the 95 % interval of the adapter and of the difference."""
+    table = Table(title=f"{name} on {comparison.split}: {comparison.rows} rows", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for heading in ("base", "adapter [95 %]", "difference [95 %]"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for metric, value in comparison.adapter.items():
+        base, interval, difference = (
+            comparison.base[metric],
+            comparison.intervals[metric],
+            comparison.differences[metric],
+        )
+        table.add_row(
+            metric,
+            f"{base:.3f}",
+            f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
+            f"{value - base:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
+        )
+    table.caption = f"base: {comparison.base_answer}; {comparison.truncated} rows were cut"
+    return table
+
+
+def result_table(result: TrainResult) -> Table:
+    """Metrics of a finished run beside the majority answer."""
+    table = Table(title=f"trained in {result.seconds:.0f} s", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for split in result.metrics:
+        table.add_column(f"{split}\nmajority", justify="right")
+        table.add_column("\nadapter", justify="right")
+    names = list(dict.fromkeys(name for values in result.metrics.values() for name in values))
+    for name in names:
+        cells = []
+        for split, values in result.metrics.items():
+            constant = result.baseline[split].get(name)
+            cells += [f"{constant:.4f}" if constant is not None else "", f"{values[name]:.4f}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def not_learned(result: TrainResult) -> Panel:
+    """The loud word at the end of a run that learned nothing."""
+    return Panel(
+        f"This adapter learned NOTHING: on validation it is no better than always giving the majority answer.\n"
+        f"It was saved at {result.folder} and its manifest says learned: false.\n"
+        "Try a lower training_args.learning_rate (a third of it), a longer training_args.warmup_steps, more epochs, "
+        "or look at the labels.",
+        title="nothing learned",
+        border_style="bold red",
+    )
+
+
+def manifest_table(manifest: Manifest, folder: Path) -> Table:
+    """What an adapter is."""
+    table = Table(title=str(folder), title_justify="left", show_header=False)
+    base = manifest.base
+    tensors = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
+    rows: Mapping[str, Any] = {
+        "task": f"{manifest.task} ({manifest.problem_type})",
+        "labels": ", ".join(manifest.labels) or "a number",
+        "base": f"{base.name}{'@' + base.revision if base.revision else ''} ({base.parameters / 1e6:.1f} M parameters)",
+        "base fingerprint": str(base.fingerprint["weights"])[:16],
+        "method": f"{manifest.peft_type}{' on ' + manifest.quantization if manifest.quantization else ''}",
+        "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:.2f} MB in {len(manifest.files)} files, "
+        f"{tensors / 1e6:.2f} M values in {len(manifest.tensors)} tensors",
+        "head": ", ".join(manifest.head) + ("" if manifest.new_head else " (the base's own, trained on)"),
+        "metrics": "; ".join(f"{split}: {_headline(values)}" for split, values in manifest.metrics.items()) or "none",
+        "learned": {True: "yes", False: "NO: no better than the majority answer", None: "not measured"}[
+            manifest.learned
+        ],
+        "precision": manifest.precision,
+        "trained": f"{manifest.created}, seed {manifest.seed}, {manifest.run['steps']} steps",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def adapters_table(found: Sequence[tuple[Path, Manifest | str]]) -> Table:
+    """The adapters of a folder, one a line; what cannot be read says why."""
+    table = Table(title_justify="left")
+    table.add_column("adapter", overflow="fold")
+    for heading in ("task", "base", "labels", "main metric", "MB"):
+        table.add_column(heading, no_wrap=heading == "task")
+    for folder, manifest in found:
+        if isinstance(manifest, str):
+            table.add_row(str(folder), f"[red]{manifest}[/red]", "", "", "", "")
+            continue
+        scores: Mapping[str, float] = next(iter(manifest.metrics.values()), {})
+        table.add_row(
+            str(folder),
+            manifest.task,
+            manifest.base.name,
+            str(len(manifest.labels) or "number"),
+            _headline(scores, count=1),
+            f"{sum(file.bytes for file in manifest.files.values()) / 1e6:.2f}",
+        )
+    return table
+
+
+def _headline(scores: Mapping[str, float], *, count: int = 3) -> str:
+    names = [name for name in scores if name != "loss" and not name.startswith("f1/")]
+    return ", ".join(f"{name} {scores[name]:.4f}" for name in names[:count])

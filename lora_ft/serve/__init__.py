@@ -1,0 +1,1 @@
+"""Serving: adapter folder + inputs -> predictions."""

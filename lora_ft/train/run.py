@@ -1,0 +1,265 @@
+"""Recipe -> adapter folder: the whole of a training run on one screen."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from lora_ft.adapters.attach import trainable_report
+from lora_ft.adapters.manifest import Manifest
+from lora_ft.assemble.baseline import majority_answer
+from lora_ft.assemble.fresh import FreshAdapter, build
+from lora_ft.assemble.prepare import Prepared, prepare
+from lora_ft.errors import AdapterError
+from lora_ft.recipe.schema import Recipe
+from lora_ft.train.arguments import planned_steps, training_arguments
+from lora_ft.train.gates import GradientGate, check_moved, check_supervision, check_world_size, zero_tensors
+from lora_ft.train.progress import OneScreenProgress
+from lora_ft.train.save import save_adapter
+from lora_ft.train.trainer import AdapterTrainer
+from lora_ft.train.weights import class_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the recipe.
+
+    Attributes:
+        overwrite: Whether an adapter that is already there may be replaced.
+        resume: Go on from the last checkpoint in `output_dir`.
+        asked_world_size: Number of processes the launcher was asked for, or None if nobody said.
+        cache_dir: Where fingerprints of bases are remembered.
+        command: The command line, for the model card.
+        list_modules: Whether to log every kind of module that trains.
+    """
+
+    overwrite: bool = False
+    resume: bool = False
+    asked_world_size: int | None = None
+    cache_dir: Path | None = None
+    command: str = ""
+    list_modules: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run made.
+
+    Attributes:
+        folder: The adapter folder.
+        manifest: What it says of itself; None on the processes that do not write.
+        metrics: `{split: {metric: value}}` of the adapter.
+        baseline: The same for the majority answer.
+        learned: Whether the adapter beats the majority answer on its main metric; None without a validation split.
+        main_metric: The metric that picked the best model.
+        seconds: Wall time of the training loop, evaluations included.
+    """
+
+    folder: Path
+    manifest: Manifest | None
+    metrics: Mapping[str, Mapping[str, float]]
+    baseline: Mapping[str, Mapping[str, float]]
+    learned: bool | None
+    main_metric: str
+    seconds: float
+
+
+def train(recipe: Recipe, options: RunOptions) -> TrainResult:
+    """Trains the adapter of a recipe and writes its folder.
+
+    Args:
+        recipe: A checked recipe.
+        options: What the command line says.
+
+    Returns:
+        Where the adapter is and how good it is.
+
+    Raises:
+        InputError: Something the user gave is wrong; nothing was written.
+        GateError: The run was stopped because it would have ended silently wrong.
+    """
+    folder = Path(recipe.training_args["output_dir"]) / "adapter"
+    refuse_existing(folder, overwrite=options.overwrite)
+    prepared = prepare(recipe)
+    check_supervision(prepared.features["train"]["labels"], labels_named=prepared.labels)
+    arguments = training_arguments(prepared)
+    check_world_size(options.asked_world_size, arguments.world_size)
+    for line in (*prepared.report.lines(), truncation_line(prepared)):
+        logger.info("%s", line)
+    fresh = build(prepared, total_steps=planned_steps(arguments, len(prepared.rows["train"])))
+    report = trainable_report(fresh.model)
+    logger.info("%s", report.line())
+    for kind, count, parameters in report.rows() if options.list_modules else ():
+        logger.info("  %-40s %4d modules %12s parameters", kind, count, f"{parameters:,}")
+    trainer = make_trainer(prepared, fresh, arguments)
+    silent = zero_tensors(fresh.model.named_parameters())
+
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir) if options.resume else None)
+    seconds = time.perf_counter() - started
+
+    check_moved(((name, p) for name, p in fresh.model.named_parameters() if p.requires_grad), initially_zero=silent)
+    metrics = {
+        split: evaluate_split(trainer, prepared, split) for split in ("validation", "test") if split in prepared.rows
+    }
+    baseline = {split: baseline_metrics(prepared, split) for split in metrics}
+    main_metric = str(arguments.metric_for_best_model or prepared.task.metrics[prepared.problem_type][0])
+    learned = beats_baseline(prepared, metrics, baseline, main_metric.removeprefix("eval_"))
+    manifest = None
+    if arguments.should_save:
+        manifest = save_adapter(
+            folder,
+            prepared=prepared,
+            fresh=fresh,
+            metrics=metrics,
+            baseline=baseline,
+            learned=learned,
+            majority=majority_answer(
+                prepared.features["train"]["labels"], labels=prepared.labels, problem_type=prepared.problem_type
+            ),
+            run={"seconds": round(seconds, 1), "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
+                 "world_size": arguments.world_size, "command": options.command},
+            cache_dir=options.cache_dir,
+            overwrite=options.overwrite,
+        )  # fmt: skip
+    trainer.accelerator.wait_for_everyone()
+    return TrainResult(folder, manifest, metrics, baseline, learned, main_metric.removeprefix("eval_"), seconds)
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Refuses to replace an adapter without being told, before anything is loaded.
+
+    Raises:
+        AdapterError: The folder is there and `overwrite` is false.
+    """
+    if folder.exists() and not overwrite:
+        raise AdapterError(
+            f"{folder}: there is an adapter already. Choose another training_args.output_dir, or add --overwrite"
+        )
+
+
+def truncation_line(prepared: Prepared) -> str:
+    """How many rows were cut at `max_length`, for each split."""
+    shares = [
+        f"{split} {count} of {len(prepared.rows[split])} ({count / len(prepared.rows[split]):.1%})"
+        for split, count in prepared.truncated.items()
+    ]
+    return f"cut at {prepared.settings['max_length']} tokens: " + ", ".join(shares)
+
+
+def make_trainer(prepared: Prepared, fresh: FreshAdapter, arguments: transformers.TrainingArguments) -> AdapterTrainer:
+    """Puts the Trainer of a run together."""
+    recipe, task = prepared.recipe, prepared.task
+    callbacks: list[transformers.TrainerCallback] = [GradientGate()]
+    if recipe.early_stopping.early_stopping_patience is not None:
+        callbacks.append(
+            transformers.EarlyStoppingCallback(
+                early_stopping_patience=recipe.early_stopping.early_stopping_patience,
+                early_stopping_threshold=recipe.early_stopping.early_stopping_threshold,
+            )
+        )
+
+    def compute_metrics(predicted: transformers.EvalPrediction) -> dict[str, float]:
+        decoded = task.decode(
+            np.asarray(predicted.predictions), labels=prepared.labels, problem_type=prepared.problem_type
+        )
+        references = np.asarray(predicted.label_ids).tolist()
+        return task.score(decoded, references, labels=prepared.labels, problem_type=prepared.problem_type)
+
+    trainer = AdapterTrainer(
+        recipe=recipe,
+        loss=task.loss(
+            problem_type=prepared.problem_type,
+            class_weight=class_weights(
+                recipe.loss.class_weight,
+                prepared.features["train"]["labels"],
+                labels=prepared.labels,
+                problem_type=prepared.problem_type,
+            ),
+            label_smoothing=arguments.label_smoothing_factor,
+        ),
+        model=fresh.model,
+        args=arguments,
+        train_dataset=prepared.features["train"],
+        eval_dataset=prepared.features.get("validation"),
+        data_collator=task.collator(prepared.processor, problem_type=prepared.problem_type, settings=prepared.settings),
+        processing_class=prepared.processor,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=first_output,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    if not arguments.disable_tqdm:
+        trainer.add_callback(OneScreenProgress())
+    return trainer
+
+
+def first_output(logits: Any, _labels: Any) -> torch.Tensor:
+    """The logits alone: decoders also hand out their key and value cache."""
+    first: torch.Tensor = logits[0] if isinstance(logits, tuple) else logits
+    return first
+
+
+def last_checkpoint(output_dir: str) -> str:
+    """The newest checkpoint of a run folder.
+
+    Raises:
+        AdapterError: There is none.
+    """
+    found: str | None = None
+    if Path(output_dir).is_dir():
+        found = transformers.trainer_utils.get_last_checkpoint(output_dir)
+    if found is None:
+        raise AdapterError(f"{output_dir}: no checkpoint to resume from. Leave out --resume to start anew")
+    return found
+
+
+def evaluate_split(trainer: AdapterTrainer, prepared: Prepared, split: str) -> dict[str, float]:
+    """Metrics of the adapter on one split, under their plain names."""
+    result = trainer.evaluate(eval_dataset=prepared.features[split], metric_key_prefix="eval")
+    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
+    return {name.removeprefix("eval_"): float(value) for name, value in result.items() if name not in timing}
+
+
+def baseline_metrics(prepared: Prepared, split: str) -> dict[str, float]:
+    """Metrics of the majority answer on one split."""
+    answer = majority_answer(
+        prepared.features["train"]["labels"], labels=prepared.labels, problem_type=prepared.problem_type
+    )
+    references = prepared.features[split]["labels"]
+    return prepared.task.score(
+        [answer] * len(references),
+        list(references),
+        labels=prepared.labels,
+        problem_type=prepared.problem_type,
+    )
+
+
+def beats_baseline(
+    prepared: Prepared,
+    metrics: Mapping[str, Mapping[str, float]],
+    baseline: Mapping[str, Mapping[str, float]],
+    main_metric: str,
+) -> bool | None:
+    """Whether the adapter is better than the majority answer, on accuracy where there is one.
+
+    Macro F1 of a constant answer is low by construction, so a collapsed run is judged by accuracy.
+    """
+    if "validation" not in metrics:
+        return None
+    name = "accuracy" if "accuracy" in metrics["validation"] else main_metric
+    if name not in baseline["validation"]:
+        name = prepared.task.metrics[prepared.problem_type][0]
+    ours, constant = metrics["validation"][name], baseline["validation"][name]
+    return ours < constant if name in prepared.task.lower_is_better else ours > constant

@@ -1,0 +1,128 @@
+"""A trained adapter -> its folder: probe, manifest, model card, written at once and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lora_ft.adapters.card import model_card
+from lora_ft.adapters.folder import write_adapter
+from lora_ft.adapters.manifest import BaseIdentity, Manifest, Probe, installed_versions
+from lora_ft.adapters.probe import make_probe
+from lora_ft.adapters.verify import verify_files
+from lora_ft.assemble.fresh import FreshAdapter
+from lora_ft.assemble.prepare import Prepared
+from lora_ft.models.fingerprint import fingerprint
+from lora_ft.models.precision import autocast_context
+from lora_ft.recipe.write import resolved_yaml
+
+
+def save_adapter(
+    folder: Path,
+    *,
+    prepared: Prepared,
+    fresh: FreshAdapter,
+    metrics: Mapping[str, Mapping[str, float]],
+    baseline: Mapping[str, Mapping[str, float]],
+    learned: bool | None,
+    majority: Mapping[str, Any],
+    run: Mapping[str, Any],
+    cache_dir: Path | None,
+    overwrite: bool,
+) -> Manifest:
+    """Writes the adapter folder and verifies what was written.
+
+    Args:
+        folder: Where it goes.
+        prepared: Task, labels, rows and recipe.
+        fresh: The trained model.
+        metrics: `{split: {metric: value}}` of the adapter.
+        baseline: The same for the majority answer.
+        learned: Whether the adapter beats it.
+        majority: The majority answer itself.
+        run: Facts of the run: seconds, steps, epochs, command.
+        cache_dir: Where fingerprints of bases are remembered.
+        overwrite: Whether an adapter that is there may be replaced.
+
+    Returns:
+        The manifest as written.
+    """
+    recipe = prepared.recipe
+    manifest = Manifest(
+        task=recipe.task,
+        problem_type=prepared.problem_type,
+        labels=prepared.labels,
+        base=BaseIdentity(
+            name=prepared.base.name,
+            revision=prepared.base.revision,
+            fingerprint=asdict(fingerprint(prepared.base, cache_dir=cache_dir)),
+            parameters=fresh.size.parameters,
+            bytes=fresh.size.bytes,
+        ),
+        head=fresh.base.head,
+        new_head=fresh.base.new_head,
+        peft_type=str(recipe.peft_config["peft_type"]),
+        versions=installed_versions(),
+        seed=int(recipe.training_args["seed"]),
+        metrics={split: dict(values) for split, values in metrics.items()},
+        learned=learned,
+        settings=dict(prepared.settings),
+        precision=fresh.precision.name,
+        quantization=fresh.base.quantization,
+        probe=record_probe(prepared, fresh),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        run={
+            **run,
+            "quantization_config": dict(recipe.quantization_config) if recipe.quantization_config else None,
+            "attn_implementation": recipe.model.attn_implementation,
+            "dtype": recipe.model.dtype,
+            "rows": {split: len(table) for split, table in prepared.rows.items()},
+            "truncated": dict(prepared.truncated),
+            "baseline": {split: dict(values) for split, values in baseline.items()},
+            "majority": dict(majority),
+        },
+    )
+    write_adapter(
+        folder,
+        model=fresh.model,
+        processor=prepared.processor,
+        recipe_yaml=resolved_yaml(recipe),
+        manifest=manifest,
+        metrics={"adapter": manifest.metrics, "majority": manifest.run["baseline"], "learned": learned},
+        card=model_card(manifest),
+        overwrite=overwrite,
+    )
+    return verify_files(folder)
+
+
+def record_probe(prepared: Prepared, fresh: FreshAdapter) -> Probe:
+    """What the trained model answers to the probe, computed as predictions are."""
+    with autocast_context(fresh.precision):
+        return make_probe(
+            fresh.model,
+            probe_inputs(prepared),
+            precision=fresh.precision.name,
+            quantization=fresh.base.quantization,
+        )
+
+
+def probe_inputs(prepared: Prepared) -> dict[str, Any]:
+    """The batch whose logits prove at every load that the adapter answers as it did: the task's example texts."""
+    rows = prepared.task.example_rows(prepared.problem_type)
+    inputs = {name: values for name, values in rows.items() if name != "label"}
+    features = prepared.task.encode(
+        inputs,
+        prepared.processor,
+        labels=prepared.labels,
+        problem_type=prepared.problem_type,
+        settings=prepared.settings,
+    )
+    names = [name for name in features if name not in ("length", "truncated")]
+    collate = prepared.task.collator(prepared.processor, problem_type=prepared.problem_type, settings=prepared.settings)
+    batch: dict[str, Any] = collate(
+        [{name: features[name][index] for name in names} for index in range(len(inputs["text"]))]
+    )
+    return batch

@@ -1,0 +1,183 @@
+"""The command line from outside: exit codes, messages, and what it prints."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_ft import cli
+from tests.toy import write_recipe, write_reviews
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., tuple[int, str, str]]
+
+EIGHT = """\
+task: text-classification
+model: {pretrained_model_name_or_path: %s}
+peft_config: {peft_type: LORA, r: "8", lora_alfa: 16}
+quantization_config: {load_in_4bit: true, bnb_4bit_quant_typ: nf4}
+dataset:
+  data_files: {train: data/train.csv, validation: data/dev.csv}
+  columns: {text: text, label: sentiment}
+processor: {max_lenght: 32}
+training_args:
+  output_dir: run
+  learning_rate: "1e-4"
+  metric_for_best_model: bleu
+  num_epochs: 3
+"""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object, stdin: str | None = None) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments)])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = write_recipe(folder, tiny_bert)
+    subprocess.run([sys.executable, "-m", "lora_ft", "train", str(recipe)], check=True, cwd=ROOT, capture_output=True)
+    return folder / "run" / "adapter"
+
+
+def test_eight_mistakes_come_in_one_report_in_half_a_second_without_torch(tmp_path: Path) -> None:
+    write_reviews(tmp_path / "data" / "train.csv", 8, seed=1)
+    write_reviews(tmp_path / "data" / "dev.csv", 8, seed=2)
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text(EIGHT % "org/base", encoding="utf-8")
+    code = (
+        "import sys\nfrom lora_ft import cli\n"
+        f"sys.argv = ['lora-ft', 'check', {str(recipe)!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as leave:\n"
+        "    heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
+        "    print('heavy', sorted(heavy)); sys.exit(leave.code)\n"
+    )
+    seconds, result = [], None
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert result is not None
+    assert result.returncode == 2
+    assert "heavy []" in result.stdout
+    for words in (
+        "peft_config.r", "lora_alfa", "'lora_alpha'", "bnb_4bit_quant_typ", "'bnb_4bit_quant_type'", "sentiment",
+        "max_lenght", "'max_length'", "learning_rate", "bleu", "num_epochs", "'num_train_epochs'",
+    ):  # fmt: skip
+        assert words in result.stderr, f"{words} not in:\n{result.stderr}"
+    assert "9 faults" in result.stderr, "the label column is missing in two files"
+    assert f"{recipe}:3:" in result.stderr
+    assert min(seconds) < 0.5, f"{min(seconds):.2f} CPU seconds (wall time is that of a busy test machine)"
+
+
+def test_a_wrong_verb_and_a_missing_recipe_end_with_two(run: Run, tmp_path: Path) -> None:
+    assert run("trian")[0] == 2
+    code, _, error = run("check", tmp_path / "absent.yaml")
+    assert code == 2
+    assert "absent.yaml" in error
+    assert "Traceback" not in error
+
+
+def test_init_gives_a_recipe_and_schema_gives_json(run: Run) -> None:
+    code, text, _ = run("init", "text-classification")
+    assert code == 0
+    assert "task: text-classification" in text
+    assert json.loads(run("schema")[1])["properties"]["task"]
+    assert "text_pair" in run("tasks")[1]
+
+
+def test_predict_keeps_the_order_of_texts_files_and_streams(run: Run, adapter: Path, tmp_path: Path) -> None:
+    texts = [
+        "the book was great",
+        "awful pan",
+        "this cable is perfect",
+        "this shirt broke and the day was awful",
+    ]
+    code, out, _ = run("predict", adapter, *texts, "--offline", "--batch-size", 2)
+    assert code == 0
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["text"] for answer in answers] == texts
+    assert [answer["label"] for answer in answers] == ["positive", "negative", "positive", "negative"]
+    assert set(answers[0]) == {"text", "label", "score", "scores"}
+
+    streamed = run("predict", adapter, "--input", "-", "--offline", stdin="\n".join(texts) + "\n")[1]
+    assert [json.loads(line)["label"] for line in streamed.splitlines()] == [answer["label"] for answer in answers]
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts), encoding="utf-8")
+    output = tmp_path / "answers.jsonl"
+    assert run("predict", adapter, "--input", file, "--output", output, "--offline")[0] == 0
+    assert [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()] == texts
+
+
+def test_evaluate_prints_base_and_adapter_side_by_side(run: Run, adapter: Path, tmp_path: Path) -> None:
+    code, out, _ = run("evaluate", adapter, "--offline", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["rows"] == 32
+    assert report["adapter"]["accuracy"] > report["base"]["accuracy"] == 0.5
+    low, high = report["interval_95"]["accuracy"]
+    assert low <= report["adapter"]["accuracy"] <= high
+    rows = write_reviews(tmp_path / "new.csv", 12, seed=9)
+    predictions = tmp_path / "p.jsonl"
+    code, out, _ = run("evaluate", adapter, "--data", rows, "--offline", "--predictions", predictions)
+    assert code == 0
+    assert "12 rows" in out
+    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert [line["reference"] for line in lines[:2]] == ["negative", "positive"]
+
+
+def test_verify_show_and_list_say_what_an_adapter_is(run: Run, adapter: Path) -> None:
+    code, out, _ = run("verify", adapter, "--offline")
+    assert code == 0
+    assert "verified" in out
+    assert "text-classification" in run("show", adapter)[1]
+    assert json.loads(run("show", adapter, "--json")[1])["labels"] == ["negative", "positive"]
+    assert "text-classification" in run("list", adapter.parent.parent)[1]
+
+
+def test_a_damaged_adapter_is_refused_with_two_and_no_traceback(run: Run, adapter: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    weights = copy / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    code, _, error = run("predict", copy, "text", "--offline")
+    assert code == 2
+    assert "adapter_model.safetensors" in error
+    assert "Traceback" not in error
+
+
+def test_predict_wants_texts_or_an_input_but_not_both(run: Run, adapter: Path) -> None:
+    assert run("predict", adapter)[0] == 2
+    assert run("predict", adapter, "text", "--input", "-")[0] == 2
+
+
+def test_an_adapter_that_is_there_needs_overwrite(run: Run, adapter: Path) -> None:
+    code, _, error = run("train", adapter.parent.parent / "recipe.yaml")
+    assert code == 2
+    assert "--overwrite" in error

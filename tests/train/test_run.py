@@ -1,0 +1,214 @@
+"""A whole run on a toy problem: it learns, writes one folder, and leaves the base as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+
+from lora_ft.assemble.saved import OpenOptions, open_adapter
+from lora_ft.errors import AdapterError, AdapterRefused, GateError, RecipeError
+from lora_ft.train.run import RunOptions, TrainResult, train
+from tests.bases import make_base
+from tests.toy import read, write_recipe
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> tuple[TrainResult, dict[str, str], Path]:
+    before = digests(tiny_bert)
+    folder = tmp_path_factory.mktemp("toy")
+    result = train(read(write_recipe(folder, tiny_bert)), RunOptions(command="lora-ft train recipe.yaml"))
+    return result, before, tiny_bert
+
+
+def test_a_run_learns_and_says_so(trained: tuple[TrainResult, dict[str, str], Path]) -> None:
+    result, _, _ = trained
+    assert result.metrics["validation"]["accuracy"] >= 0.9
+    assert result.learned is True
+    assert result.main_metric == "f1_macro"
+    assert result.manifest is not None
+    assert result.manifest.labels == ("negative", "positive")
+    assert result.manifest.run["baseline"]["validation"]["accuracy"] == 0.5
+
+
+def test_the_files_of_the_base_are_byte_identical_afterwards(
+    trained: tuple[TrainResult, dict[str, str], Path],
+) -> None:
+    _, before, base = trained
+    assert digests(base) == before
+
+
+def test_the_folder_holds_what_the_design_says_and_no_base(
+    trained: tuple[TrainResult, dict[str, str], Path],
+) -> None:
+    result, _, base = trained
+    names = {file.name for file in result.folder.iterdir()}
+    expected = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "recipe.yaml",
+        "manifest.json",
+        "metrics.json",
+    }
+    assert expected | {"README.md", "tokenizer.json"} <= names
+    assert not any(name.endswith((".bin", ".pt")) for name in names)
+    assert (result.folder / "adapter_model.safetensors").stat().st_size < (base / "model.safetensors").stat().st_size
+    assert json.loads((result.folder / "metrics.json").read_text())["learned"] is True
+
+
+def test_plain_peft_gives_the_same_logits(trained: tuple[TrainResult, dict[str, str], Path]) -> None:
+    result, _, base = trained
+    opened = open_adapter(result.folder, OpenOptions(offline=True))
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    plain = peft.PeftModel.from_pretrained(plain, result.folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(result.folder)
+    batch = tokenizer(["the book was great", "awful pan"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(plain(**batch).logits, opened.model(**batch).logits)
+
+
+def test_the_recipe_in_the_folder_trains_the_same_adapter_again(
+    trained: tuple[TrainResult, dict[str, str], Path], tmp_path: Path
+) -> None:
+    result, _, _ = trained
+    again = read(result.folder / "recipe.yaml", f"training_args.output_dir={tmp_path / 'again'}")
+    second = train(again, RunOptions())
+    weights = "adapter_model.safetensors"
+    assert (second.folder / weights).read_bytes() == (result.folder / weights).read_bytes()
+
+
+def test_an_adapter_that_is_there_is_not_overwritten_without_being_told(
+    trained: tuple[TrainResult, dict[str, str], Path],
+) -> None:
+    result, _, _ = trained
+    recipe = read(result.folder / "recipe.yaml")
+    with pytest.raises(AdapterError, match="--overwrite"):
+        train(recipe, RunOptions())
+
+
+def test_another_base_of_the_same_shape_is_refused(
+    trained: tuple[TrainResult, dict[str, str], Path], tmp_path: Path
+) -> None:
+    result, _, _ = trained
+    other = make_base(tmp_path / "other", seed=1)
+    with pytest.raises(AdapterRefused, match="weights"):
+        open_adapter(result.folder, OpenOptions(base=str(other), offline=True))
+
+
+def test_a_run_that_learns_nothing_says_so(tmp_path: Path, tiny_bert: Path) -> None:
+    file = write_recipe(tmp_path, tiny_bert, training_args={"num_train_epochs": 1})
+    for split, rows in (
+        ("train", 32),
+        ("dev", 16),
+    ):  # the same text under both labels: nothing can be learned
+        lines = [f"the book,{('good', 'bad')[index % 2]}" for index in range(rows)]
+        (tmp_path / "data" / f"{split}.csv").write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
+    result = train(read(file), RunOptions())
+    assert result.learned is False
+    assert result.manifest is not None
+    assert result.manifest.learned is False
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_writes_no_adapter(tmp_path: Path, tiny_bert: Path) -> None:
+    wild = {"learning_rate": 1e30, "max_grad_norm": 0.0, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    recipe = read(write_recipe(tmp_path, tiny_bert, training_args=wild))
+    with pytest.raises(GateError, match="not finite"):
+        train(recipe, RunOptions())
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_an_adapter_that_never_moved_is_not_written(tmp_path: Path, tiny_bert: Path) -> None:
+    only_warmup = {"max_steps": 1, "warmup_steps": 1}  # the learning rate of the one step is 0
+    recipe = read(write_recipe(tmp_path, tiny_bert, training_args=only_warmup))
+    with pytest.raises(GateError, match="all zero"):
+        train(recipe, RunOptions())
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_more_processes_asked_for_than_started_stops_the_run(tmp_path: Path, tiny_bert: Path) -> None:
+    with pytest.raises(GateError, match="2 processes were asked for, 1 started"):
+        train(read(write_recipe(tmp_path, tiny_bert)), RunOptions(asked_world_size=2))
+
+
+def test_a_metric_of_another_problem_type_is_refused_before_the_model(tmp_path: Path, tiny_bert: Path) -> None:
+    file = write_recipe(tmp_path, tiny_bert, training_args={"metric_for_best_model": "pearsonr"})
+    with pytest.raises(RecipeError, match="f1_macro"):
+        train(read(file), RunOptions())
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, tiny_bert: Path) -> None:
+    file = write_recipe(
+        tmp_path,
+        tiny_bert,
+        training_args={"num_train_epochs": 12},
+        early_stopping={"early_stopping_patience": 1},
+    )
+    result = train(read(file), RunOptions())
+    assert result.manifest is not None
+    assert result.manifest.run["epochs"] < 12
+
+
+def test_resume_goes_on_where_the_run_was_and_ends_with_the_same_adapter(tmp_path: Path, tiny_bert: Path) -> None:
+    whole = train(read(write_recipe(tmp_path / "whole", tiny_bert)), RunOptions())
+    file = write_recipe(tmp_path / "cut", tiny_bert, training_args={"save_total_limit": 3})
+    with pytest.raises(AdapterError, match="no checkpoint"):
+        train(read(file), RunOptions(resume=True))
+    train(read(file), RunOptions())
+    last = max((tmp_path / "cut" / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    state = json.loads((last / "trainer_state.json").read_text())
+    assert state["global_step"] == 64
+    resumed = train(read(file), RunOptions(resume=True, overwrite=True))
+    weights = "adapter_model.safetensors"
+    assert (resumed.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["loraplus", "lorafa"])
+def test_pefts_own_optimizers_train(tmp_path: Path, tiny_bert: Path, name: str) -> None:
+    rate = 4e-3 if name == "loraplus" else 2e-2
+    file = write_recipe(tmp_path, tiny_bert, optimizer={"name": name}, training_args={"learning_rate": rate})
+    result = train(read(file), RunOptions())
+    assert result.metrics["validation"]["accuracy"] > 0.7
+
+
+def test_class_weights_neftune_and_label_smoothing_work_together(tmp_path: Path, tiny_bert: Path) -> None:
+    file = write_recipe(
+        tmp_path,
+        tiny_bert,
+        loss={"class_weight": {"negative": 2.0}},
+        training_args={
+            "label_smoothing_factor": 0.1,
+            "neftune_noise_alpha": 5,
+            "gradient_accumulation_steps": 2,
+        },
+    )
+    assert train(read(file), RunOptions()).metrics["validation"]["accuracy"] > 0.8
+
+
+def test_a_gpt_base_without_pad_token_trains_without_growing_its_embedding(tmp_path: Path, tiny_gpt2: Path) -> None:
+    result = train(read(write_recipe(tmp_path, tiny_gpt2)), RunOptions())
+    assert result.metrics["validation"]["accuracy"] > 0.8
+    assert result.manifest is not None
+    assert not any("wte" in name for name in result.manifest.tensors)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_trains_evaluates_each_epoch_and_opens_unquantised(
+    tmp_path: Path, tiny_bert: Path, kind: str
+) -> None:
+    settings = {"load_in_8bit": True} if kind == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    file = write_recipe(tmp_path, tiny_bert, quantization_config=settings)
+    result = train(read(file), RunOptions())
+    assert result.metrics["validation"]["accuracy"] > 0.8
+    assert result.manifest is not None
+    assert result.manifest.quantization == kind
+    open_adapter(result.folder, OpenOptions(offline=True))
+    open_adapter(result.folder, OpenOptions(offline=True, quantization="none"))

@@ -1,0 +1,55 @@
+"""Two processes on one CPU machine, each with half the batch, follow the loss curve of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.toy import write_recipe
+
+ROOT = Path(__file__).parents[2]
+CPU = ROOT / "launch" / "accelerate" / "cpu.yaml"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def launch(recipe: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, "-m", "lora_ft", "train", str(recipe)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+
+
+def losses(run: Path) -> list[float]:
+    (state,) = run.glob("checkpoint-16/trainer_state.json")
+    history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_two_processes_with_half_the_batch_follow_the_curve_of_one(tmp_path: Path, tiny_bert: Path) -> None:
+    arguments = {"logging_steps": 1, "num_train_epochs": 1}
+    one = write_recipe(tmp_path / "one", tiny_bert, training_args={**arguments, "per_device_train_batch_size": 8})
+    two = write_recipe(tmp_path / "two", tiny_bert, training_args={**arguments, "per_device_train_batch_size": 4})
+    alone = launch(one)
+    assert alone.returncode == 0, alone.stderr
+    both = launch(two, "-m", "accelerate.commands.launch", "--config_file", str(CPU))
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("trained in") == 1, "only the main process speaks"
+    assert losses(tmp_path / "two" / "run") == pytest.approx(losses(tmp_path / "one" / "run"), abs=2e-4)
+    weights = "run/adapter/adapter_model.safetensors"
+    first, second = load_file(tmp_path / "one" / weights), load_file(tmp_path / "two" / weights)
+    for name, tensor in first.items():
+        assert second[name] == pytest.approx(tensor, abs=1e-3), name
+    manifest = json.loads((tmp_path / "two" / "run" / "adapter" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["run"]["world_size"] == 2
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_noticed(tmp_path: Path, tiny_bert: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert)
+    silent = launch(recipe, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    assert silent.returncode != 0
+    assert "2 processes were asked for, 1 started" in silent.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
