@@ -54,8 +54,7 @@ def attach(
         adapted: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(
-            f"peft_config ({config.peft_type.value}): peft {peft.__version__} cannot put it on this base: "
-            f"{error}"
+            f"peft_config ({config.peft_type.value}): peft {peft.__version__} cannot put it on this base: {error}"
         ) from error
     _keep_known_modules(adapted)
     for parameter in adapted.parameters():
@@ -109,10 +108,7 @@ class TrainableReport:
         """The rows as aligned text, `attention.self.query   6 modules   36,864 parameters`."""
         rows = self.rows()
         wide = max((len(kind) for kind, _, _ in rows), default=0)
-        return [
-            f"{kind:<{wide}} {count:>4} modules {parameters:>12,} parameters"
-            for kind, count, parameters in rows
-        ]
+        return [f"{kind:<{wide}} {count:>4} modules {parameters:>12,} parameters" for kind, count, parameters in rows]
 
 
 def trainable_report(model: PeftModel) -> TrainableReport:
@@ -143,9 +139,7 @@ def trainable_report(model: PeftModel) -> TrainableReport:
         counts[kind] += parameter.numel()
         owners[kind].add(owner)
     total = sum(_count(parameter) for parameter in model.parameters())
-    total -= sum(
-        _count(parameter) for one in heads.values() for parameter in one.original_module.parameters()
-    )
+    total -= sum(_count(parameter) for one in heads.values() for parameter in one.original_module.parameters())
     return TrainableReport(
         trainable=adapter + head,
         total=total,
@@ -199,10 +193,4 @@ def _short(count: int) -> str:
     if count < 100_000:
         return f"{count:,}"
     millions = count / 1e6
-    return (
-        f"{millions:.2f} M"
-        if millions < 10
-        else f"{millions:.1f} M"
-        if millions < 100
-        else f"{millions:.0f} M"
-    )
+    return f"{millions:.2f} M" if millions < 10 else f"{millions:.1f} M" if millions < 100 else f"{millions:.0f} M"

@@ -69,9 +69,7 @@ def _numbers(manifest: Manifest) -> str:
     for split, metrics in manifest.metrics.items():
         values = metrics if isinstance(metrics, Mapping) else {split: metrics}
         for metric, value in values.items():
-            rows.append(
-                f"| {split} | {metric} | {_number(value)} | {_number(baseline.get(split, {}).get(metric))} |"
-            )
+            rows.append(f"| {split} | {metric} | {_number(value)} | {_number(baseline.get(split, {}).get(metric))} |")
     if manifest.learned is False:
         rows.append("\n**This run did not learn: it is no better than the majority answer.**")
     return "\n".join(rows)
@@ -82,8 +80,7 @@ def _data(manifest: Manifest) -> str:
     rows = manifest.run.get("rows") or {}
     cut = manifest.run.get("truncated") or {}
     lines = [
-        f"- {split}: {count} rows"
-        + (f", {cut[split]} of them cut to the maximum length" if cut.get(split) else "")
+        f"- {split}: {count} rows" + (f", {cut[split]} of them cut to the maximum length" if cut.get(split) else "")
         for split, count in rows.items()
     ]
     return "\n".join(lines) or "Not recorded."

@@ -159,9 +159,7 @@ def adapter_tensors(model: PeftModel, *, base_name: str) -> tuple[dict[str, torc
     refuse_base_weights(model, state)
     config.base_model_name_or_path = base_name
     config.inference_mode = True
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, _minimal(
-        config, model
-    )
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, _minimal(config, model)
 
 
 def refuse_base_weights(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
@@ -247,9 +245,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
             f"{target}: exists and is no adapter folder; it is never deleted. Choose another output_dir."
         )
     if not overwrite:
-        raise AdapterError(
-            f"{target}: there is an adapter already. Choose another output_dir, or give --overwrite."
-        )
+        raise AdapterError(f"{target}: there is an adapter already. Choose another output_dir, or give --overwrite.")
 
 
 def _write_text(file: Path, text: str) -> None:

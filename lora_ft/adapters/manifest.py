@@ -163,9 +163,7 @@ class Manifest:
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            raise AdapterRefused(
-                f"{where}: not readable as JSON ({error}). Copy the folder again."
-            ) from error
+            raise AdapterRefused(f"{where}: not readable as JSON ({error}). Copy the folder again.") from error
         if not isinstance(content, dict) or not content:
             raise AdapterRefused(f"{where}: empty. Expected what lora-ft train wrote. Copy the folder again.")
         version = content.get("format_version")

@@ -54,9 +54,7 @@ def build_config(
             f"{closest(name, known)} Expected one of {', '.join(sorted(known))}."
         )
     if name in UNFIT:
-        raise InputError(
-            f"peft_config.peft_type = {name!r}: {UNFIT[name]}. Choose another method, LORA for one."
-        )
+        raise InputError(f"peft_config.peft_type = {name!r}: {UNFIT[name]}. Choose another method, LORA for one.")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[known[name]]
     fields = {field.name for field in dataclasses.fields(config_class)}
     unknown = [key for key in given if key not in fields]
@@ -110,8 +108,7 @@ def check_head(config: Any, model: nn.Module, *, head: Sequence[str]) -> None:
             )
     if config.is_prompt_learning and config.task_type is None:
         raise InputError(
-            f"peft_config.peft_type = {config.peft_type.value!r}: virtual tokens need a text task. "
-            "Choose LORA."
+            f"peft_config.peft_type = {config.peft_type.value!r}: virtual tokens need a text task. Choose LORA."
         )
 
 

@@ -200,8 +200,4 @@ def _words(precision: str, quantization: str | None) -> str:
 
 def _advice(precision: str) -> str:
     """What to do about numbers that are not finite."""
-    return (
-        "Use float32 or bfloat16."
-        if precision == "float16"
-        else "The adapter is damaged; copy the folder again."
-    )
+    return "Use float32 or bfloat16." if precision == "float16" else "The adapter is damaged; copy the folder again."

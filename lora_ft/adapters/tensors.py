@@ -41,13 +41,10 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         try:
             header = json.loads(stream.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise AdapterRefused(
-                f"{file}: no safetensors header ({error}). Copy the folder again."
-            ) from error
+            raise AdapterRefused(f"{file}: no safetensors header ({error}). Copy the folder again.") from error
     metadata = header.pop("__metadata__", {})
     tensors = {
-        name: TensorInfo(shape=tuple(entry["shape"]), dtype=entry["dtype"])
-        for name, entry in sorted(header.items())
+        name: TensorInfo(shape=tuple(entry["shape"]), dtype=entry["dtype"]) for name, entry in sorted(header.items())
     }
     expected = 8 + length + sum(math.prod(one.shape) * ITEM_BYTES[one.dtype] for one in tensors.values())
     if expected != size:

@@ -55,11 +55,7 @@ def resolve_adapter(path: Path) -> Path:
         return path / "adapter"
     if path.is_dir():
         inside = [str(found.relative_to(path)) for found in find_adapters(path)]
-        hint = (
-            f" There are: {', '.join(inside[:5])}."
-            if inside
-            else " lora-ft list finds adapters below a folder."
-        )
+        hint = f" There are: {', '.join(inside[:5])}." if inside else " lora-ft list finds adapters below a folder."
         raise AdapterError(f"{path}: no adapter here ({MANIFEST} is missing).{hint}")
     left = sorted(path.parent.glob(f".{path.name}.old-*")) if path.parent.is_dir() else []
     if left:
@@ -86,9 +82,7 @@ def find_adapters(root: Path) -> list[Path]:
     if not root.is_dir():
         raise AdapterError(f"{root}: no such folder.")
     found = (path.parent for path in root.rglob(MANIFEST))
-    return sorted(
-        one for one in found if not any(part.startswith(".") for part in one.relative_to(root).parts)
-    )
+    return sorted(one for one in found if not any(part.startswith(".") for part in one.relative_to(root).parts))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -108,8 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise AdapterRefused(_link(file))
     if not file.is_file():
         raise AdapterRefused(
-            f"{file}: missing. The folder was not written by lora-ft train, or the copy is incomplete. "
-            "Copy it again."
+            f"{file}: missing. The folder was not written by lora-ft train, or the copy is incomplete. Copy it again."
         )
     try:
         text = file.read_text(encoding="utf-8")
@@ -222,8 +215,7 @@ def _check_config(file: Path, manifest: Manifest) -> None:
     lost = [name for name in manifest.head if name not in (config.get("modules_to_save") or ())]
     if lost:
         raise AdapterRefused(
-            f"{file}: modules_to_save lacks the head {lost}: peft would leave the head untrained. Train "
-            "again."
+            f"{file}: modules_to_save lacks the head {lost}: peft would leave the head untrained. Train again."
         )
 
 
@@ -237,9 +229,7 @@ def _check_tensors(file: Path, manifest: Manifest, *, tensors: Mapping[str, Tens
         )
     for module in manifest.head:
         if not head_tensors(tensors, module):
-            raise AdapterRefused(
-                f"{file}: the head {module!r} is missing; peft would start it at random. Train again."
-            )
+            raise AdapterRefused(f"{file}: the head {module!r} is missing; peft would start it at random. Train again.")
     missing = sorted(set(manifest.tensors) - set(tensors))
     unexpected = sorted(set(tensors) - set(manifest.tensors))
     if missing or unexpected:

@@ -29,7 +29,6 @@ RULES: tuple[Rule, ...] = (
     rules_adapter.initial_weights_and_their_config,
     rules_adapter.lora_bias_is_plain_lora,
     rules_adapter.dora_without_megatron,
-    rules_adapter.adalora_needs_its_steps,
     rules_training.metric_is_computed,
     rules_training.direction_fits_the_metric,
     rules_training.evaluation_has_rows,

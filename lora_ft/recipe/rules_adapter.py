@@ -113,14 +113,3 @@ def dora_without_megatron(draft: Draft) -> Iterator[Fault]:
     """DoRA on Megatron layers."""
     if draft.value("peft_config", "use_dora") is True and draft.value("peft_config", "megatron_config"):
         yield Fault(("peft_config", "use_dora"), "DoRA does not support megatron_config. Leave one of the two out")
-
-
-def adalora_needs_its_steps(draft: Draft) -> Iterator[Fault]:
-    """AdaLoRA's schedule without its length."""
-    if draft.value("peft_config", "peft_type") != "ADALORA" or draft.wrong("peft_config", "total_step"):
-        return
-    if draft.number("peft_config", "total_step") <= 0:
-        yield Fault(
-            ("peft_config", "total_step"),
-            "AdaLoRA spreads its rank budget over the whole run. Write the number of optimizer steps",
-        )

@@ -93,7 +93,8 @@ def check_moved(named_parameters: Iterable[tuple[str, torch.Tensor]], *, initial
         raise GateError(
             f"adapter: {len(still)} of {len(initially_zero)} zero-initialised tensors are still all zero after "
             f"training (first: {still[0]}): that part of the adapter does nothing. Check that "
-            "training_args.learning_rate is above 0 for at least one step, or leave these modules out of peft_config.target_modules"
+            "training_args.learning_rate is above 0 for at least one step, or leave these modules out of "
+            "peft_config.target_modules"
         )
 
 

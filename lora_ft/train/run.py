@@ -24,7 +24,7 @@ from lora_ft.train.arguments import planned_steps, training_arguments
 from lora_ft.train.gates import GradientGate, check_moved, check_supervision, check_world_size, zero_tensors
 from lora_ft.train.progress import OneScreenProgress
 from lora_ft.train.save import save_adapter
-from lora_ft.train.trainer import AdapterTrainer
+from lora_ft.train.trainer import AdapterTrainer, RankAllocation
 from lora_ft.train.weights import class_weights
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,8 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     for kind, count, parameters in report.rows() if options.list_modules else ():
         logger.info("  %-40s %4d modules %12s parameters", kind, count, f"{parameters:,}")
     trainer = make_trainer(prepared, fresh, arguments)
-    silent = zero_tensors(fresh.model.named_parameters())
+    takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose
+    silent = frozenset() if takes_ranks_away else zero_tensors(fresh.model.named_parameters())
 
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir) if options.resume else None)
@@ -168,6 +169,9 @@ def make_trainer(prepared: Prepared, fresh: FreshAdapter, arguments: transformer
                 early_stopping_threshold=recipe.early_stopping.early_stopping_threshold,
             )
         )
+
+    if recipe.peft_config["peft_type"] == "ADALORA":
+        callbacks.append(RankAllocation())
 
     def compute_metrics(predicted: transformers.EvalPrediction) -> dict[str, float]:
         decoded = task.decode(

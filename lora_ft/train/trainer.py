@@ -16,6 +16,17 @@ from lora_ft.train.gates import check_finite
 FINITE_CHECK_STEPS = 10
 
 
+class RankAllocation(transformers.TrainerCallback):  # type: ignore[misc]
+    """Lets AdaLoRA give its rank budget to the modules that need it; nobody else calls it in the Trainer's loop.
+
+    Source: Zhang et al., AdaLoRA (ICLR 2023), algorithm 1; peft's `AdaLoraModel.update_and_allocate`.
+    """
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+        """Looks at weights and gradients after each optimizer step, while the gradients are still there."""
+        context["model"].base_model.update_and_allocate(state.global_step + 1)
+
+
 class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     """A Trainer for one adapter.
 

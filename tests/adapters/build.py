@@ -83,9 +83,7 @@ def trained(
     return model
 
 
-def manifest_for(
-    model: PeftModel, base: Path, *, quantization: str | None = None, **changes: Any
-) -> Manifest:
+def manifest_for(model: PeftModel, base: Path, *, quantization: str | None = None, **changes: Any) -> Manifest:
     """A manifest as the train room makes it."""
     facts: dict[str, Any] = {
         "task": "text-classification",
@@ -132,9 +130,7 @@ def resign(folder: Path, change: Callable[[dict[str, Any]], None] | None = None)
         name: vars(hash_file(folder / name)) for name in sorted(content["files"]) if (folder / name).is_file()
     }
     tensors = read_header(folder / "adapter_model.safetensors")[0]
-    content["tensors"] = {
-        name: {"shape": list(one.shape), "dtype": one.dtype} for name, one in tensors.items()
-    }
+    content["tensors"] = {name: {"shape": list(one.shape), "dtype": one.dtype} for name, one in tensors.items()}
     if change is not None:
         change(content)
     content["checksum"] = checksum(content)

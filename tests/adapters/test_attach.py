@@ -151,9 +151,7 @@ def test_report_counts_packed_weights_as_what_they_stand_for(bases):
 
 
 def test_report_line_and_rows(bases):
-    report = trainable_report(
-        attach(load(bases["bert"]), ALL_LINEAR, task_type="SEQ_CLS", head=HEADS["bert"])
-    )
+    report = trainable_report(attach(load(bases["bert"]), ALL_LINEAR, task_type="SEQ_CLS", head=HEADS["bert"]))
     share = f"{100 * report.trainable / report.total:.2f} %"
     assert report.line() == (
         f"trainable {report.trainable:,} of {report.total:,} parameters, {share} "
@@ -206,9 +204,7 @@ def test_what_peft_cannot_do_is_said_before_it_does_harm(bases, config, message)
 
 
 def test_a_head_that_the_base_lacks_is_named(bases):
-    with pytest.raises(
-        InputError, match=r"the head = 'classifer': .*no such module\. Did you mean 'classifier'"
-    ):
+    with pytest.raises(InputError, match=r"the head = 'classifer': .*no such module\. Did you mean 'classifier'"):
         attach(load(bases["bert"]), ALL_LINEAR, task_type="SEQ_CLS", head=("classifer",))
 
 
@@ -263,6 +259,4 @@ def test_ia3_scales_the_input_of_the_down_projections(bases):
         config = {"peft_type": "IA3", "target_modules": "all-linear"}
         model = attach(load(bases[kind]), config, task_type="SEQ_CLS", head=HEADS[kind])
         down = {name for name, one in model.named_modules() if vars(one).get("is_feedforward")}
-        assert len(down) == 2 and all(name.endswith(ends) and ".attention." not in name for name in down), (
-            down
-        )
+        assert len(down) == 2 and all(name.endswith(ends) and ".attention." not in name for name in down), down

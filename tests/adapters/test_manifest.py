@@ -77,9 +77,7 @@ def test_every_top_level_key_has_a_line_of_its_own():
     assert lines[-2].startswith(' "checksum"')
 
 
-@pytest.mark.parametrize(
-    "key", [one.name for one in dataclasses.fields(Manifest) if one.name != "format_version"]
-)
+@pytest.mark.parametrize("key", [one.name for one in dataclasses.fields(Manifest) if one.name != "format_version"])
 def test_an_edit_of_any_key_is_noticed(key):
     content = json.loads(MANIFEST.to_json())
     content[key] = "edited"

@@ -77,8 +77,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "biases": {"bias": "lora_only"},
 }
 CASES = [pytest.param({"peft_type": name, **config}, id=name) for name, config in SUITED.items()] + [
-    pytest.param({"peft_type": "LORA", "r": 4, **LINEAR, **config}, id=name)
-    for name, config in VARIANTS.items()
+    pytest.param({"peft_type": "LORA", "r": 4, **LINEAR, **config}, id=name) for name, config in VARIANTS.items()
 ]
 NOT_FOR_CLASSIFICATION = {*UNFIT, "CPT", "TRAINABLE_TOKENS"}
 
@@ -95,9 +94,7 @@ def test_method_trains_alone_and_comes_back_with_equal_logits(config, tiny_bert,
     unmoved = [
         name
         for name, one in model.named_parameters()
-        if one.requires_grad
-        and torch.equal(before[name], one)
-        and "glora_D" not in name  # scales biases, here 0
+        if one.requires_grad and torch.equal(before[name], one) and "glora_D" not in name  # scales biases, here 0
     ]
     assert not unmoved
 
@@ -128,9 +125,7 @@ def test_every_method_is_in_the_table_of_the_documentation():
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_that_changes_the_base_in_memory_is_saved_for_the_original_base(
-    tiny_bert, tmp_path, start
-):
+def test_an_adapter_that_changes_the_base_in_memory_is_saved_for_the_original_base(tiny_bert, tmp_path, start):
     config = {"peft_type": "LORA", "r": 4, **LINEAR, "init_lora_weights": start}
     model = attach(load(tiny_bert), config, task_type="SEQ_CLS", head=HEADS["bert"])
     train(model)

@@ -50,9 +50,7 @@ def test_loraplus_trains_everything_that_trains_with_b_faster(tiny_bert):
     trainable = {name for name, one in model.named_parameters() if one.requires_grad}
     assert moved_by(model, optimizer) == trainable
     rates = {
-        id(one): (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for one in group["params"]
+        id(one): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for one in group["params"]
     }
     for name, one in model.named_parameters():
         if "lora_A" in name or name.endswith("modules_to_save.default.weight"):
@@ -65,9 +63,7 @@ def test_loraplus_trains_everything_that_trains_with_b_faster(tiny_bert):
 def test_lorafa_trains_b_and_the_head_and_leaves_a(tiny_bert):
     model, optimizer = build(tiny_bert, "lorafa")
     moved = moved_by(model, optimizer)
-    expected = {
-        name for name, _ in model.named_parameters() if "lora_B" in name or ".modules_to_save." in name
-    }
+    expected = {name for name, _ in model.named_parameters() if "lora_B" in name or ".modules_to_save." in name}
     assert moved == expected
     assert not any(one.requires_grad for name, one in model.named_parameters() if "lora_A" in name)
     assert optimizer.param_groups[0]["lr"] == 1e-2 and optimizer.param_groups[0]["weight_decay"] == 0.1

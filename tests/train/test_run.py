@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from lora_ft.assemble.saved import OpenOptions, open_adapter
 from lora_ft.errors import AdapterError, AdapterRefused, GateError, RecipeError
@@ -20,6 +21,13 @@ from tests.toy import read, write_recipe
 
 def digests(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +90,7 @@ def test_the_recipe_in_the_folder_trains_the_same_adapter_again(
     result, _, _ = trained
     again = read(result.folder / "recipe.yaml", f"training_args.output_dir={tmp_path / 'again'}")
     second = train(again, RunOptions())
-    weights = "adapter_model.safetensors"
-    assert (second.folder / weights).read_bytes() == (result.folder / weights).read_bytes()
+    assert_same_tensors(second.folder, result.folder)
 
 
 def test_an_adapter_that_is_there_is_not_overwritten_without_being_told(
@@ -167,8 +174,7 @@ def test_resume_goes_on_where_the_run_was_and_ends_with_the_same_adapter(tmp_pat
     state = json.loads((last / "trainer_state.json").read_text())
     assert state["global_step"] == 64
     resumed = train(read(file), RunOptions(resume=True, overwrite=True))
-    weights = "adapter_model.safetensors"
-    assert (resumed.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
+    assert_same_tensors(resumed.folder, whole.folder)
 
 
 @pytest.mark.parametrize("name", ["loraplus", "lorafa"])
@@ -177,6 +183,19 @@ def test_pefts_own_optimizers_train(tmp_path: Path, tiny_bert: Path, name: str) 
     file = write_recipe(tmp_path, tiny_bert, optimizer={"name": name}, training_args={"learning_rate": rate})
     result = train(read(file), RunOptions())
     assert result.metrics["validation"]["accuracy"] > 0.7
+
+
+def test_adalora_takes_ranks_away_as_it_plans(tmp_path: Path, tiny_bert: Path) -> None:
+    plan = {"peft_type": "ADALORA", "init_r": 6, "target_r": 2, "tinit": 4, "tfinal": 20, "deltaT": 2}
+    file = write_recipe(tmp_path, tiny_bert)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["peft_config"] = {**plan, "target_modules": "all-linear"}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    result = train(read(file), RunOptions())
+    saved = json.loads((result.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    ranks = [sum(kept) for kept in saved["rank_pattern"].values()]
+    assert ranks
+    assert sum(ranks) < 6 * len(ranks)
 
 
 def test_class_weights_neftune_and_label_smoothing_work_together(tmp_path: Path, tiny_bert: Path) -> None:
