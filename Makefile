@@ -38,7 +38,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.usual_script
+	$(BIN)/python -m benchmarks.books
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

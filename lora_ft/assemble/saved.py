@@ -19,7 +19,7 @@ from lora_ft.assemble.answer import logits_of
 from lora_ft.assemble.prepare import encode_rows
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.models.load import load_base, load_processor
-from lora_ft.models.precision import Precision, autocast_context, cast_frozen_linears, plan_precision
+from lora_ft.models.precision import Precision, cast_frozen_linears, plan_precision
 from lora_ft.models.resolve import resolve_base
 from lora_ft.tasks.base import Task, load_task
 
@@ -159,8 +159,7 @@ def open_adapter(folder: Path, options: OpenOptions) -> SavedAdapter:
     )
     model = attach_saved(base.model, folder, manifest)
     cast_frozen_linears(model, precision)
-    with autocast_context(precision):
-        check_probe(model, manifest.probe, precision=precision.name, quantization=base.quantization)
+    check_probe(model, manifest.probe, precision=precision.name, quantization=base.quantization)
     logger.info("adapter %s verified: files, base, tensors, probe", folder)
     return SavedAdapter(
         folder=folder,

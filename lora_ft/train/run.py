@@ -99,8 +99,8 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     fresh = build(prepared, total_steps=planned_steps(arguments, len(prepared.rows["train"])))
     report = trainable_report(fresh.model)
     logger.info("%s", report.line())
-    for kind, count, parameters in report.rows() if options.list_modules else ():
-        logger.info("  %-40s %4d modules %12s parameters", kind, count, f"{parameters:,}")
+    for line in report.table_lines() if options.list_modules else ():
+        logger.info("  %s", line)
     trainer = make_trainer(prepared, fresh, arguments)
     takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose
     silent = frozenset() if takes_ranks_away else zero_tensors(fresh.model.named_parameters())

@@ -10,13 +10,12 @@ from typing import Any
 
 from lora_ft.adapters.card import model_card
 from lora_ft.adapters.folder import write_adapter
-from lora_ft.adapters.manifest import BaseIdentity, Manifest, Probe, installed_versions
+from lora_ft.adapters.manifest import BaseIdentity, Manifest, installed_versions
 from lora_ft.adapters.probe import make_probe
 from lora_ft.adapters.verify import verify_files
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.precision import autocast_context
 from lora_ft.recipe.write import resolved_yaml
 
 
@@ -72,7 +71,12 @@ def save_adapter(
         settings=dict(prepared.settings),
         precision=fresh.precision.name,
         quantization=fresh.base.quantization,
-        probe=record_probe(prepared, fresh),
+        probe=make_probe(
+            fresh.model,
+            probe_inputs(prepared),
+            precision=fresh.precision.name,
+            quantization=fresh.base.quantization,
+        ),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         run={
             **run,
@@ -92,21 +96,10 @@ def save_adapter(
         recipe_yaml=resolved_yaml(recipe),
         manifest=manifest,
         metrics={"adapter": manifest.metrics, "majority": manifest.run["baseline"], "learned": learned},
-        card=model_card(manifest),
+        card=model_card(manifest, auto_class=prepared.task.auto_class),
         overwrite=overwrite,
     )
     return verify_files(folder)
-
-
-def record_probe(prepared: Prepared, fresh: FreshAdapter) -> Probe:
-    """What the trained model answers to the probe, computed as predictions are."""
-    with autocast_context(fresh.precision):
-        return make_probe(
-            fresh.model,
-            probe_inputs(prepared),
-            precision=fresh.precision.name,
-            quantization=fresh.base.quantization,
-        )
 
 
 def probe_inputs(prepared: Prepared) -> dict[str, Any]:
