@@ -16,6 +16,7 @@ from lora_ft.adapters.verify import verify_files
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.fingerprint import fingerprint
+from lora_ft.recipe.schema import Recipe
 from lora_ft.recipe.write import resolved_yaml
 
 
@@ -80,9 +81,7 @@ def save_adapter(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         run={
             **run,
-            "quantization_config": dict(recipe.quantization_config) if recipe.quantization_config else None,
-            "attn_implementation": recipe.model.attn_implementation,
-            "dtype": recipe.model.dtype,
+            **opening(recipe),
             "rows": {split: len(table) for split, table in prepared.rows.items()},
             "truncated": dict(prepared.truncated),
             "baseline": {split: dict(values) for split, values in baseline.items()},
@@ -100,6 +99,15 @@ def save_adapter(
         overwrite=overwrite,
     )
     return verify_files(folder)
+
+
+def opening(recipe: Recipe) -> dict[str, Any]:
+    """What `assemble.saved` needs beside the rest of the manifest to load the base as it was in training."""
+    return {
+        "quantization_config": dict(recipe.quantization_config) if recipe.quantization_config else None,
+        "attn_implementation": recipe.model.attn_implementation,
+        "dtype": recipe.model.dtype,
+    }
 
 
 def probe_inputs(prepared: Prepared) -> dict[str, Any]:
