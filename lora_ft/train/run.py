@@ -23,7 +23,7 @@ from lora_ft.recipe.schema import Recipe
 from lora_ft.train.arguments import planned_steps, training_arguments
 from lora_ft.train.gates import GradientGate, check_moved, check_supervision, check_world_size, zero_tensors
 from lora_ft.train.progress import OneScreenProgress
-from lora_ft.train.save import save_adapter
+from lora_ft.train.save import Outcome, save_adapter
 from lora_ft.train.trainer import AdapterTrainer, RankAllocation
 from lora_ft.train.weights import class_weights
 
@@ -91,7 +91,7 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     folder = Path(recipe.training_args["output_dir"]) / "adapter"
     refuse_existing(folder, overwrite=options.overwrite)
     prepared = prepare(recipe)
-    check_supervision(prepared.features["train"]["labels"], labels_named=prepared.labels)
+    check_supervision(prepared.features["train"]["labels"][:], labels_named=prepared.labels)
     arguments = training_arguments(prepared)
     check_world_size(options.asked_world_size, arguments.world_size)
     for line in (*prepared.report.lines(), truncation_line(prepared)):
@@ -118,21 +118,27 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     learned = beats_baseline(prepared, metrics, baseline, main_metric.removeprefix("eval_"))
     manifest = None
     if arguments.should_save:
+        outcome = Outcome(
+            metrics=metrics,
+            baseline=baseline,
+            learned=learned,
+            majority=majority_of(prepared),
+            run={
+                "seconds": round(seconds, 1),
+                "steps": trainer.state.global_step,
+                "epochs": trainer.state.epoch,
+                "world_size": arguments.world_size,
+                "command": options.command,
+            },
+        )
         manifest = save_adapter(
             folder,
             prepared=prepared,
             fresh=fresh,
-            metrics=metrics,
-            baseline=baseline,
-            learned=learned,
-            majority=majority_answer(
-                prepared.features["train"]["labels"], labels=prepared.labels, problem_type=prepared.problem_type
-            ),
-            run={"seconds": round(seconds, 1), "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
-                 "world_size": arguments.world_size, "command": options.command},
+            outcome=outcome,
             cache_dir=options.cache_dir,
             overwrite=options.overwrite,
-        )  # fmt: skip
+        )
     trainer.accelerator.wait_for_everyone()
     return TrainResult(folder, manifest, metrics, baseline, learned, main_metric.removeprefix("eval_"), seconds)
 
@@ -186,7 +192,7 @@ def make_trainer(prepared: Prepared, fresh: FreshAdapter, arguments: transformer
             problem_type=prepared.problem_type,
             class_weight=class_weights(
                 recipe.loss.class_weight,
-                prepared.features["train"]["labels"],
+                prepared.features["train"]["labels"][:],
                 labels=prepared.labels,
                 problem_type=prepared.problem_type,
             ),
@@ -236,18 +242,18 @@ def evaluate_split(trainer: AdapterTrainer, prepared: Prepared, split: str) -> d
     return {name.removeprefix("eval_"): float(value) for name, value in result.items() if name not in timing}
 
 
+def majority_of(prepared: Prepared) -> dict[str, Any]:
+    """The majority answer of the training rows."""
+    return majority_answer(
+        prepared.features["train"]["labels"][:], labels=prepared.labels, problem_type=prepared.problem_type
+    )
+
+
 def baseline_metrics(prepared: Prepared, split: str) -> dict[str, float]:
     """Metrics of the majority answer on one split."""
-    answer = majority_answer(
-        prepared.features["train"]["labels"], labels=prepared.labels, problem_type=prepared.problem_type
-    )
-    references = prepared.features[split]["labels"]
-    return prepared.task.score(
-        [answer] * len(references),
-        list(references),
-        labels=prepared.labels,
-        problem_type=prepared.problem_type,
-    )
+    references = prepared.features[split]["labels"][:]
+    answers = [majority_of(prepared)] * len(references)
+    return prepared.task.score(answers, references, labels=prepared.labels, problem_type=prepared.problem_type)
 
 
 def beats_baseline(

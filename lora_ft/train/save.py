@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,26 @@ from lora_ft.adapters.verify import verify_files
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.recipe.schema import Recipe
 from lora_ft.recipe.write import resolved_yaml
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        metrics: `{split: {metric: value}}` of the adapter.
+        baseline: The same for the majority answer.
+        learned: Whether the adapter beats the majority answer; None without a validation split.
+        majority: The majority answer itself.
+        run: Facts of the run: seconds, steps, epochs, command.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    baseline: Mapping[str, Mapping[str, float]]
+    learned: bool | None
+    majority: Mapping[str, Any]
+    run: Mapping[str, Any]
 
 
 def save_adapter(
@@ -25,11 +43,7 @@ def save_adapter(
     *,
     prepared: Prepared,
     fresh: FreshAdapter,
-    metrics: Mapping[str, Mapping[str, float]],
-    baseline: Mapping[str, Mapping[str, float]],
-    learned: bool | None,
-    majority: Mapping[str, Any],
-    run: Mapping[str, Any],
+    outcome: Outcome,
     cache_dir: Path | None,
     overwrite: bool,
 ) -> Manifest:
@@ -39,19 +53,34 @@ def save_adapter(
         folder: Where it goes.
         prepared: Task, labels, rows and recipe.
         fresh: The trained model.
-        metrics: `{split: {metric: value}}` of the adapter.
-        baseline: The same for the majority answer.
-        learned: Whether the adapter beats it.
-        majority: The majority answer itself.
-        run: Facts of the run: seconds, steps, epochs, command.
+        outcome: What the run came to.
         cache_dir: Where fingerprints of bases are remembered.
         overwrite: Whether an adapter that is there may be replaced.
 
     Returns:
         The manifest as written.
+
+    Raises:
+        AdapterError: The folder cannot be written, or what was written is not what was meant.
     """
+    manifest = describe(prepared, fresh, outcome=outcome, cache_dir=cache_dir)
+    write_adapter(
+        folder,
+        model=fresh.model,
+        processor=prepared.processor,
+        recipe_yaml=resolved_yaml(prepared.recipe),
+        manifest=manifest,
+        metrics={"adapter": manifest.metrics, "majority": manifest.run["baseline"], "learned": outcome.learned},
+        card=model_card(manifest, auto_class=prepared.task.auto_class),
+        overwrite=overwrite,
+    )
+    return verify_files(folder)
+
+
+def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache_dir: Path | None) -> Manifest:
+    """The manifest of a trained adapter, without the files and tensors that only the writing knows."""
     recipe = prepared.recipe
-    manifest = Manifest(
+    return Manifest(
         task=recipe.task,
         problem_type=prepared.problem_type,
         labels=prepared.labels,
@@ -67,8 +96,8 @@ def save_adapter(
         peft_type=str(recipe.peft_config["peft_type"]),
         versions=installed_versions(),
         seed=int(recipe.training_args["seed"]),
-        metrics={split: dict(values) for split, values in metrics.items()},
-        learned=learned,
+        metrics={split: dict(values) for split, values in outcome.metrics.items()},
+        learned=outcome.learned,
         settings=dict(prepared.settings),
         precision=fresh.precision.name,
         quantization=fresh.base.quantization,
@@ -80,34 +109,16 @@ def save_adapter(
         ),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         run={
-            **run,
-            **opening(recipe),
+            **outcome.run,
+            "quantization_config": dict(recipe.quantization_config) if recipe.quantization_config else None,
+            "attn_implementation": recipe.model.attn_implementation,
+            "dtype": recipe.model.dtype,
             "rows": {split: len(table) for split, table in prepared.rows.items()},
             "truncated": dict(prepared.truncated),
-            "baseline": {split: dict(values) for split, values in baseline.items()},
-            "majority": dict(majority),
+            "baseline": {split: dict(values) for split, values in outcome.baseline.items()},
+            "majority": dict(outcome.majority),
         },
     )
-    write_adapter(
-        folder,
-        model=fresh.model,
-        processor=prepared.processor,
-        recipe_yaml=resolved_yaml(recipe),
-        manifest=manifest,
-        metrics={"adapter": manifest.metrics, "majority": manifest.run["baseline"], "learned": learned},
-        card=model_card(manifest, auto_class=prepared.task.auto_class),
-        overwrite=overwrite,
-    )
-    return verify_files(folder)
-
-
-def opening(recipe: Recipe) -> dict[str, Any]:
-    """What `assemble.saved` needs beside the rest of the manifest to load the base as it was in training."""
-    return {
-        "quantization_config": dict(recipe.quantization_config) if recipe.quantization_config else None,
-        "attn_implementation": recipe.model.attn_implementation,
-        "dtype": recipe.model.dtype,
-    }
 
 
 def probe_inputs(prepared: Prepared) -> dict[str, Any]:
@@ -123,7 +134,6 @@ def probe_inputs(prepared: Prepared) -> dict[str, Any]:
     )
     names = [name for name in features if name not in ("length", "truncated")]
     collate = prepared.task.collator(prepared.processor, problem_type=prepared.problem_type, settings=prepared.settings)
-    batch: dict[str, Any] = collate(
-        [{name: features[name][index] for name in names} for index in range(len(inputs["text"]))]
-    )
+    count = len(features["length"])
+    batch: dict[str, Any] = collate([{name: features[name][index] for name in names} for index in range(count)])
     return batch

@@ -50,7 +50,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
         return LengthGroupedSampler(
-            rows["length"],
+            rows["length"][:],
             global_batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
