@@ -371,6 +371,7 @@ def _quiet_libraries(debug: bool, *, offline: bool) -> None:
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DATASETS_VERBOSITY", "error")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line a layer and forward in 8 bits on a CPU
         import warnings
 
         warnings.filterwarnings("ignore", category=UserWarning)

@@ -29,6 +29,8 @@ from lora_ft.train.weights import class_weights
 
 logger = logging.getLogger(__name__)
 
+TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -236,10 +238,10 @@ def last_checkpoint(output_dir: str) -> str:
 
 
 def evaluate_split(trainer: AdapterTrainer, prepared: Prepared, split: str) -> dict[str, float]:
-    """Metrics of the adapter on one split, under their plain names."""
-    result = trainer.evaluate(eval_dataset=prepared.features[split], metric_key_prefix="eval")
-    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
-    return {name.removeprefix("eval_"): float(value) for name, value in result.items() if name not in timing}
+    """Metrics of the adapter on one split, under their plain names; nothing is added to the training curves."""
+    result = trainer.predict(prepared.features[split], metric_key_prefix=split).metrics
+    plain = {name.removeprefix(f"{split}_"): float(value) for name, value in result.items()}
+    return {name: value for name, value in plain.items() if name not in TIMING}
 
 
 def majority_of(prepared: Prepared) -> dict[str, Any]:
