@@ -134,6 +134,7 @@ def evaluate(
     from lora_ft import screen
     from lora_ft.assemble.saved import open_adapter
     from lora_ft.evaluate.compare import compare, rows_of_file, rows_of_recipe
+    from lora_ft.metrics.intervals import RESAMPLES
 
     opened = open_adapter(adapter, options)
     if data is None:
@@ -144,8 +145,10 @@ def evaluate(
             str(data),
             rows_of_file(opened, data, columns=columns, label_delimiter=delimiter),
         )
-    with _bar(len(rows), "evaluate") as advance:
-        comparison = compare(opened, rows, split=name, batch_size=batch_size, advance=advance)
+    with _bar(len(rows), "evaluate") as advance, _bar(2 * RESAMPLES, "intervals") as advance_draw:
+        comparison = compare(
+            opened, rows, split=name, batch_size=batch_size, advance=advance, advance_draw=advance_draw
+        )
     if predictions is not None:
         lines = (
             {
@@ -165,7 +168,11 @@ def evaluate(
 @cli.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
-@click.option("--input", "source", help="A file (.txt .csv .tsv .jsonl .json .parquet), or - for one text a line.")
+@click.option(
+    "--input",
+    "source",
+    help="A file (.txt .csv .tsv .jsonl .json .parquet), or - for one text a line (pairs: one JSON object).",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write JSON lines here instead of printing them.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @_opening
@@ -187,16 +194,23 @@ def predict(
     _quiet_libraries(context.obj["debug"], offline=options.offline)
     from lora_ft.assemble.saved import open_adapter
     from lora_ft.data.sources import load_file
+    from lora_ft.serve.predict import json_rows, text_rows
     from lora_ft.serve.predict import predict as answer
-    from lora_ft.serve.predict import text_rows
 
     opened = open_adapter(adapter, options)
     window, total = 8, None
     rows: Iterable[Any]
+    inputs = opened.manifest.run["columns"]
+    if texts and len(inputs) > 1:
+        raise InputError(
+            f"predict: this adapter answers rows of {' and '.join(inputs)}, not texts alone. Give --input FILE with "
+            "these columns, or --input - with a JSON object a line"
+        )
     if texts:
         rows, total = text_rows(texts), len(texts)
     elif source == "-":
-        rows, window = text_rows(sys.stdin), 1 if sys.stdin.isatty() else 8
+        rows = text_rows(sys.stdin) if inputs == ["text"] else json_rows(sys.stdin, wanted=inputs)
+        window = 1  # a stream is answered batch by batch as it comes
     else:
         columns, delimiter = _recorded_columns(opened.folder)
         wanted = [column for column in opened.task.columns if column.kind != "label"]
@@ -302,14 +316,15 @@ def main() -> None:
         error.show()
         sys.exit(InputError.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; a checkpoint of the last evaluation is kept: go on with --resume", err=True)
+        click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except LoraFtError as error:
         if debug:
             raise
         faults = len(error.faults) if isinstance(error, RecipeError) else 0
         heading = f"{faults} faults:\n" if faults > 1 else ""
-        click.echo(f"{heading}{error}", err=True)
+        process = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        click.echo(f"{process}{heading}{error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -326,9 +341,22 @@ def _read(recipe: Path, overrides: Iterable[str]) -> Recipe:
 
 
 def _recorded_recipe(adapter: Path) -> Recipe:
-    """The recipe in an adapter folder; its data files must still be where they were."""
+    """The rows of the recipe in an adapter folder; its data files must still be where they were.
+
+    Where it was trained (device, base, output folder) does not matter for measuring and is not checked again.
+    """
+    from lora_ft.recipe.reader import read_document
+
+    file = adapter / "recipe.yaml"
+    seed = read_document(file).value["training_args"]["seed"]
+    elsewhere = (
+        f"training_args={{output_dir: {json.dumps(str(adapter.parent))}, seed: {seed}}}",
+        "model={pretrained_model_name_or_path: not/loaded}",
+        "quantization_config=null",
+        "early_stopping=null",
+    )
     try:
-        return _read(adapter / "recipe.yaml", ())
+        return _read(file, elsewhere)
     except RecipeError as error:
         raise RecipeError([*error.faults, "The adapter itself is fine: give the rows with --data FILE"]) from error
 

@@ -8,7 +8,8 @@ LoraFtError                 exit 1   anything that lora_ft itself reports
 │   └── AdapterError                 an adapter folder that cannot be read or written
 │       └── AdapterRefused           an adapter that is damaged or belongs to another base
 └── RunError                exit 1   a run that could not go on
-    └── GateError                    a gate stopped a run that would have gone wrong silently
+    ├── GateError                    a gate stopped a run that would have gone wrong silently
+    └── Interrupted         exit 130 Ctrl-C; a checkpoint was saved
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ class RunError(LoraFtError):
 
 class GateError(RunError):
     """A gate stopped a run that would have ended silently wrong."""
+
+
+class Interrupted(RunError):
+    """Ctrl-C ended a run after a checkpoint was saved."""
+
+    exit_code = 130
 
 
 def closest(name: str, known: Iterable[str]) -> str:

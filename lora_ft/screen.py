@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def comparison_table(comparison: Comparison, name: str) -> Table:
     """Base and adapter side by side, with the 95 % interval of the adapter and of the difference."""
-    table = Table(title=f"{name} on {comparison.split}: {comparison.rows} rows", title_justify="left")
+    table = Table(title=escape(f"{name} on {comparison.split}: {comparison.rows} rows"), title_justify="left")
     table.add_column("metric", no_wrap=True)
     for heading in ("base", "adapter [95 %]", "difference [95 %]"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -29,7 +30,7 @@ def comparison_table(comparison: Comparison, name: str) -> Table:
             comparison.differences[metric],
         )
         table.add_row(
-            metric,
+            escape(metric),
             f"{base:.3f}",
             f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
             f"{value - base:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
@@ -40,7 +41,9 @@ def comparison_table(comparison: Comparison, name: str) -> Table:
 
 def result_table(result: TrainResult) -> Table:
     """Metrics of a finished run beside the majority answer."""
-    table = Table(title=f"trained in {result.seconds:.0f} s", title_justify="left")
+    table = Table(
+        title=f"trained in {result.seconds:.0f} s; the best model by {result.main_metric}", title_justify="left"
+    )
     table.add_column("metric", no_wrap=True)
     for split in result.metrics:
         table.add_column(f"{split}\nmajority", justify="right")
@@ -51,15 +54,15 @@ def result_table(result: TrainResult) -> Table:
         for split, values in result.metrics.items():
             constant = result.baseline[split].get(name)
             cells += [f"{constant:.4f}" if constant is not None else "", f"{values[name]:.4f}"]
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 
 def not_learned(result: TrainResult) -> Panel:
     """The loud word at the end of a run that learned nothing."""
     return Panel(
-        f"This adapter learned NOTHING: on validation it is no better than always giving the majority answer.\n"
-        f"It was saved at {result.folder} and its manifest says learned: false.\n"
+        "This adapter learned NOTHING: on validation it is no better than a constant answer (or a coin).\n"
+        f"It was saved at {escape(str(result.folder))} and its manifest says learned: false.\n"
         "Try a lower training_args.learning_rate (a third of it), a longer training_args.warmup_steps, more epochs, "
         "or look at the labels.",
         title="nothing learned",
@@ -69,7 +72,7 @@ def not_learned(result: TrainResult) -> Panel:
 
 def manifest_table(manifest: Manifest, folder: Path) -> Table:
     """What an adapter is."""
-    table = Table(title=str(folder), title_justify="left", show_header=False)
+    table = Table(title=escape(str(folder)), title_justify="left", show_header=False)
     base = manifest.base
     tensors = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
     rows: Mapping[str, Any] = {
@@ -82,15 +85,13 @@ def manifest_table(manifest: Manifest, folder: Path) -> Table:
         f"{tensors / 1e6:.2f} M values in {len(manifest.tensors)} tensors",
         "head": ", ".join(manifest.head) + ("" if manifest.new_head else " (the base's own, trained on)"),
         "metrics": "; ".join(f"{split}: {_headline(values)}" for split, values in manifest.metrics.items()) or "none",
-        "learned": {True: "yes", False: "NO: no better than the majority answer", None: "not measured"}[
-            manifest.learned
-        ],
+        "learned": {True: "yes", False: "NO: no better than a constant answer", None: "not measured"}[manifest.learned],
         "precision": manifest.precision,
         "trained": f"{manifest.created}, seed {manifest.seed}, {manifest.run['steps']} steps",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     return table
 
 
@@ -102,15 +103,15 @@ def adapters_table(found: Sequence[tuple[Path, Manifest | str]]) -> Table:
         table.add_column(heading, no_wrap=heading == "task")
     for folder, manifest in found:
         if isinstance(manifest, str):
-            table.add_row(str(folder), f"[red]{manifest}[/red]", "", "", "", "")
+            table.add_row(escape(str(folder)), f"[red]{escape(manifest)}[/red]", "", "", "", "")
             continue
         scores: Mapping[str, float] = next(iter(manifest.metrics.values()), {})
         table.add_row(
-            str(folder),
+            escape(str(folder)),
             manifest.task,
-            manifest.base.name,
+            escape(manifest.base.name),
             str(len(manifest.labels) or "number"),
-            _headline(scores, count=1),
+            escape(_headline(scores, count=1)),
             f"{sum(file.bytes for file in manifest.files.values()) / 1e6:.2f}",
         )
     return table

@@ -177,6 +177,23 @@ def test_predict_wants_texts_or_an_input_but_not_both(run: Run, adapter: Path) -
     assert run("predict", adapter, "text", "--input", "-")[0] == 2
 
 
+def test_an_adapter_for_pairs_refuses_single_texts_and_reads_pairs(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    pairs = {"columns": {"text": "text", "text_pair": "other", "label": "label"}}
+    recipe = write_recipe(tmp_path, tiny_bert, dataset=pairs, training_args={"num_train_epochs": 1})
+    for split in ("train", "dev"):
+        lines = [f"good book,{('good', 'bad')[i % 2]} pan {i},{('yes', 'no')[i % 2]}" for i in range(16)]
+        (tmp_path / "data" / f"{split}.csv").write_text("text,other,label\n" + "\n".join(lines), encoding="utf-8")
+    assert run("train", recipe)[0] == 0
+    adapter = tmp_path / "run"
+    code, _, error = run("predict", adapter, "good book", "--offline")
+    assert code == 2
+    assert "text and text_pair" in error
+    line = json.dumps({"text": "good book", "text_pair": "bad pan"})
+    code, out, _ = run("predict", adapter, "--input", "-", "--offline", stdin=line + "\n")
+    assert code == 0
+    assert json.loads(out)["label"] in ("yes", "no")
+
+
 def test_an_adapter_that_is_there_needs_overwrite(run: Run, adapter: Path) -> None:
     code, _, error = run("train", adapter.parent.parent / "recipe.yaml")
     assert code == 2

@@ -59,7 +59,7 @@ def write_adapter(
     Raises:
         AdapterError: `target` exists, or cannot be written; what was there is untouched.
     """
-    _check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
     state, config = adapter_tensors(model, base_name=manifest.base.name)
     mark = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = target.parent / f".{target.name}.tmp-{mark}"
@@ -93,6 +93,33 @@ def write_adapter(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return written
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Makes sure that an adapter may be written: to a new folder, an empty one, or with `overwrite` over an adapter.
+
+    Args:
+        target: The folder to be.
+        overwrite: Whether an adapter there may be replaced; anything else never is.
+
+    Raises:
+        AdapterError: It may not, or the folder above it cannot be written to.
+    """
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise AdapterError(f"{target}: {above} cannot be written to. Choose another training_args.output_dir.")
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir() or target.is_symlink():
+        raise AdapterError(f"{target}: exists and is no folder. Choose another training_args.output_dir.")
+    if not any(target.iterdir()):
+        return
+    if not ((target / MANIFEST).is_file() or (target / CONFIG).is_file()):
+        raise AdapterError(
+            f"{target}: exists and is no adapter folder; it is never deleted. Choose another output_dir."
+        )
+    if not overwrite:
+        raise AdapterError(f"{target}: there is an adapter already. Choose another output_dir, or give --overwrite.")
 
 
 def attach_saved(base_model: nn.Module, folder: Path, manifest: Manifest) -> PeftModel:
@@ -230,22 +257,6 @@ def _check_landed(model: PeftModel, saved: Mapping[str, torch.Tensor], *, file: 
         landed = loaded[name].detach().cpu()
         if landed.shape != tensor.shape or not torch.equal(landed, tensor.to(landed.dtype)):
             raise AdapterRefused(f"{file}: {name} did not land in the model as it was saved.")
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    """A new folder, an empty one, or with `overwrite` an adapter folder; never anything else."""
-    if not target.exists() and not target.is_symlink():
-        return
-    if not target.is_dir() or target.is_symlink():
-        raise AdapterError(f"{target}: exists and is no folder. Choose another training_args.output_dir.")
-    if not any(target.iterdir()):
-        return
-    if not ((target / MANIFEST).is_file() or (target / CONFIG).is_file()):
-        raise AdapterError(
-            f"{target}: exists and is no adapter folder; it is never deleted. Choose another output_dir."
-        )
-    if not overwrite:
-        raise AdapterError(f"{target}: there is an adapter already. Choose another output_dir, or give --overwrite.")
 
 
 def _write_text(file: Path, text: str) -> None:

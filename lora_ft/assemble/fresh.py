@@ -10,9 +10,8 @@ import transformers
 from lora_ft.adapters.attach import attach
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.load import Base, load_base
-from lora_ft.models.precision import Precision, cast_frozen_linears, plan_precision
+from lora_ft.models.precision import Precision, cast_frozen_linears
 from lora_ft.models.size import BaseSize, base_size
-from lora_ft.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,22 +31,12 @@ class FreshAdapter:
     precision: Precision
 
 
-def precision_of(recipe: Recipe) -> Precision:
-    """What a run of this recipe computes in, and where: as the device can, unless the recipe says otherwise."""
-    arguments = recipe.training_args
-    return plan_precision(
-        device="cpu" if arguments.get("use_cpu") else None,
-        dtype=recipe.model.dtype,
-        bf16=arguments.get("bf16"),
-        fp16=arguments.get("fp16"),
-    )
-
-
-def build(prepared: Prepared, *, total_steps: int) -> FreshAdapter:
+def build(prepared: Prepared, *, precision: Precision, total_steps: int) -> FreshAdapter:
     """Loads the base of a prepared recipe and attaches its adapter; the same seed gives the same weights.
 
     Args:
         prepared: What `prepare` returned.
+        precision: What the run computes in, and where.
         total_steps: Optimizer steps of the whole run (AdaLoRA plans its ranks by them).
 
     Returns:
@@ -55,7 +44,6 @@ def build(prepared: Prepared, *, total_steps: int) -> FreshAdapter:
     """
     recipe, task = prepared.recipe, prepared.task
     transformers.set_seed(int(recipe.training_args["seed"]))
-    precision = precision_of(recipe)
     base = load_base(
         prepared.base,
         auto_class=task.auto_class,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,8 @@ def prepare(recipe: Recipe) -> Prepared:
     problem_type = recipe.model.problem_type or infer_problem_type(
         raw["train"]["label"], label_names=recipe.dataset.label_names
     )
-    check_metric(recipe, task, problem_type)
     labels = label_vocabulary(raw, problem_type=problem_type, label_names=recipe.dataset.label_names)
+    check_fit(recipe, task, problem_type=problem_type, labels=labels)
     report = check_rows(raw, columns=task.columns, problem_type=problem_type, labels=labels)
     rows = {split: canonical_labels(table, problem_type=problem_type, labels=labels) for split, table in raw.items()}
     processor = load_processor(base, trust_remote_code=recipe.model.trust_remote_code)
@@ -116,24 +116,49 @@ def encode_rows(
     return encode_split(rows, encode, description=f"encode {len(rows)} rows")
 
 
-def check_metric(recipe: Recipe, task: Task, problem_type: str) -> None:
-    """Refuses a `metric_for_best_model` that this problem type does not have.
+def check_fit(recipe: Recipe, task: Task, *, problem_type: str, labels: Sequence[str]) -> None:
+    """Refuses what the recipe asks for and this kind of labels does not have.
+
+    The recipe's own rules say the same where the recipe names the problem type; here it comes from the data.
 
     Raises:
-        RecipeError: With the metrics that there are.
+        RecipeError: Every wish that does not fit, with what would.
     """
+    faults = []
     asked = recipe.training_args.get("metric_for_best_model")
-    if asked is None:
-        return
-    name = str(asked).removeprefix("eval_")
-    known = (*task.metrics[problem_type], "loss")
-    if name not in known and not name.startswith("f1/"):
-        raise RecipeError(
-            [
-                f"{recipe.file}: training_args.metric_for_best_model = {asked}: {recipe.task} computes no such metric "
-                f"for {problem_type}.{closest(name, known)} Choose one of: {', '.join(known)}"
-            ]
+    known = (*task.metrics[problem_type], "loss", *(f"f1/{label}" for label in labels))
+    if asked is not None and str(asked).removeprefix("eval_") not in known:
+        faults.append(
+            f"training_args.metric_for_best_model = {asked}: {recipe.task} computes no such metric for "
+            f"{problem_type}.{closest(str(asked), known)} Choose one of: {', '.join(known)}"
         )
+    if recipe.loss.class_weight is not None and problem_type == "regression":
+        faults.append("loss.class_weight: the labels are numbers, there are no classes to weigh. Leave it out")
+    if recipe.training_args.get("label_smoothing_factor") and problem_type != "single_label_classification":
+        faults.append(
+            f"training_args.label_smoothing_factor: it has no effect on {problem_type}, only on one label a row. "
+            "Leave it out"
+        )
+    if faults:
+        raise RecipeError([f"{recipe.file}: {fault}" for fault in faults])
+
+
+def base_answers(base: BaseFolder, labels: Sequence[str]) -> bool:
+    """Whether the base has a head that knows these labels by name, in this order, and so can answer by itself.
+
+    Names such as LABEL_0 say nothing of what they mean and count as not known.
+    """
+    named = _base_config(base).get("id2label") or {}
+    order = [str(named[key]).casefold() for key in sorted(named, key=int)]
+    return bool(labels) and order == [label.casefold() for label in labels]
+
+
+def _base_config(base: BaseFolder) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base.folder}/config.json: cannot be read as JSON: {error}. Fetch the base again") from error
+    return config
 
 
 def longest_input(recipe: Recipe, base: BaseFolder, processor: Any) -> int:
@@ -143,10 +168,7 @@ def longest_input(recipe: Recipe, base: BaseFolder, processor: Any) -> int:
         RecipeError: The recipe asks for more tokens than the base has positions.
         ModelError: The base's config.json cannot be read.
     """
-    try:
-        config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{base.folder}/config.json: cannot be read as JSON: {error}. Fetch the base again") from error
+    config = _base_config(base)
     positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30)
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         positions -= 2  # their position numbers begin after the padding index

@@ -17,10 +17,11 @@ from lora_ft.adapters.probe import check_probe
 from lora_ft.adapters.verify import refuse_other_base, resolve_adapter, verify_files
 from lora_ft.assemble.answer import logits_of
 from lora_ft.assemble.prepare import encode_rows
+from lora_ft.errors import ModelError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.models.load import load_base, load_processor
 from lora_ft.models.precision import Precision, cast_frozen_linears, plan_precision
-from lora_ft.models.resolve import resolve_base
+from lora_ft.models.resolve import BaseFolder, resolve_base
 from lora_ft.tasks.base import Task, load_task
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,21 @@ class SavedAdapter:
         return self.task.decode(logits, labels=self.manifest.labels, problem_type=self.manifest.problem_type)
 
 
+def find_base(manifest: Manifest, options: OpenOptions) -> BaseFolder:
+    """Finds the base of an adapter: where the user says, else at its revision, else any copy of that name.
+
+    A copy without the recorded revision (a packaged base) may still be the same base: the fingerprint decides.
+    """
+    if options.base is not None:
+        return resolve_base(options.base, revision=None, offline=options.offline)
+    try:
+        return resolve_base(manifest.base.name, revision=manifest.base.revision, offline=options.offline)
+    except ModelError:
+        if manifest.base.revision is None:
+            raise
+        return resolve_base(manifest.base.name, revision=None, offline=options.offline)
+
+
 def open_adapter(folder: Path, options: OpenOptions) -> SavedAdapter:
     """Opens an adapter folder; nothing is answered before everything is verified.
 
@@ -131,11 +147,7 @@ def open_adapter(folder: Path, options: OpenOptions) -> SavedAdapter:
     folder = resolve_adapter(folder)
     manifest = verify_files(folder)
     task = load_task(manifest.task)
-    base_folder = resolve_base(
-        options.base or manifest.base.name,
-        revision=None if options.base else manifest.base.revision,
-        offline=options.offline,
-    )
+    base_folder = find_base(manifest, options)
     found = fingerprint(base_folder, cache_dir=options.cache_dir)
     reasons = differences(Fingerprint(**manifest.base.fingerprint), found)
     refuse_other_base(manifest, reasons)
@@ -144,7 +156,8 @@ def open_adapter(folder: Path, options: OpenOptions) -> SavedAdapter:
         if options.quantization == "as-trained"
         else QUANTIZATION_CONFIGS[options.quantization]
     )
-    precision = plan_precision(device=options.device)
+    wish = manifest.run["dtype"]  # of the recipe; fp32 is honoured everywhere, 16 bits only where the device has them
+    precision = plan_precision(device=options.device, dtype="float32" if wish == "float32" else None)
     base = load_base(
         base_folder,
         auto_class=task.auto_class,
@@ -154,7 +167,7 @@ def open_adapter(folder: Path, options: OpenOptions) -> SavedAdapter:
         quantization_config=quantization_config,
         dropout=0.0,
         attn_implementation=manifest.run["attn_implementation"],
-        dtype=manifest.run["dtype"],
+        dtype=wish if precision.autocast or wish == "float32" else None,
         trust_remote_code=options.trust_remote_code,
     )
     model = attach_saved(base.model, folder, manifest)

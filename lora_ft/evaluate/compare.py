@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 
 from lora_ft.assemble.saved import SavedAdapter
 from lora_ft.data.labels import canonical_labels
 from lora_ft.data.sources import load_file, load_splits
 from lora_ft.errors import DataError
-from lora_ft.metrics.intervals import RESAMPLES, Interval, bootstrap_intervals
+from lora_ft.metrics.intervals import RESAMPLES, Interval, bootstrap_intervals, paired_intervals
 from lora_ft.recipe.schema import Recipe
-
-DIFFERENCE = "adapter - base: "
 
 
 @dataclass(frozen=True)
@@ -113,6 +110,7 @@ def compare(
     batch_size: int = 32,
     resamples: int = RESAMPLES,
     advance: Callable[[int], None] | None = None,
+    advance_draw: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Measures base and adapter on the same rows.
 
@@ -125,6 +123,7 @@ def compare(
         batch_size: Rows a batch.
         resamples: Bootstrap resamples of the 95 % intervals.
         advance: Called with the number of rows done.
+        advance_draw: Called after each draw of the intervals, `2 * resamples` times in all.
 
     Returns:
         Metrics, intervals and predictions.
@@ -134,34 +133,27 @@ def compare(
     features = list(encoded)
     references = [row["labels"] for row in features]
     predictions = adapter.decode(adapter.logits(features, batch_size=batch_size, advance=advance))
-    if manifest.new_head:
+    if not manifest.run["base_answers"]:
         base_predictions = [dict(manifest.run["majority"])] * len(features)
-        base_answer = "majority answer (the base has no head of its own)"
+        base_answer = "the majority answer (it has no head for these labels)"
     else:
         with adapter.model.disable_adapter():
             base_predictions = adapter.decode(adapter.logits(features, batch_size=batch_size))
         base_answer = "its own head"
 
-    def score(predicted: list[dict[str, Any]], truth: list[Any]) -> dict[str, float]:
-        return task.score(predicted, truth, labels=manifest.labels, problem_type=manifest.problem_type)
-
-    def drawn(indices: np.ndarray) -> dict[str, float]:
-        truth = [references[index] for index in indices]
-        ours = score([predictions[index] for index in indices], truth)
-        theirs = score([base_predictions[index] for index in indices], truth)
-        return {**ours, **{DIFFERENCE + name: value - theirs[name] for name, value in ours.items()}}
-
-    intervals = bootstrap_intervals(drawn, len(features), resamples=resamples)
+    ours, theirs = (
+        task.scorer(answers, references, labels=manifest.labels, problem_type=manifest.problem_type)
+        for answers in (predictions, base_predictions)
+    )
+    count = len(features)
     return Comparison(
         split=split,
-        rows=len(features),
+        rows=count,
         base_answer=base_answer,
-        adapter=score(predictions, references),
-        base=score(base_predictions, references),
-        intervals={name: value for name, value in intervals.items() if not name.startswith(DIFFERENCE)},
-        differences={
-            name.removeprefix(DIFFERENCE): value for name, value in intervals.items() if name.startswith(DIFFERENCE)
-        },
+        adapter=ours(range(count)),
+        base=theirs(range(count)),
+        intervals=bootstrap_intervals(ours, count, resamples=resamples, advance=advance_draw),
+        differences=paired_intervals(ours, theirs, count, resamples=resamples, advance=advance_draw),
         predictions=predictions,
         references=references,
         truncated=sum(encoded["truncated"][:]),

@@ -6,7 +6,7 @@ interval: section 13.3, equation 13.5. Pairing two systems on the same rows: Koe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from lora_ft.errors import InputError
 
 RESAMPLES = 1_000
 CONFIDENCE = 0.95
-CHUNK_VALUES = 4_000_000
 
 Scores = Mapping[str, float]
 Indices = npt.NDArray[np.int64]
@@ -36,6 +35,7 @@ def bootstrap_intervals(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, Interval]:
     """Intervals of any metrics that a function computes from some of the rows.
 
@@ -46,6 +46,7 @@ def bootstrap_intervals(
         resamples: How often rows are drawn.
         confidence: Probability that the interval holds the true value.
         seed: Seed of the draws; the same seed draws the same rows.
+        advance: Called with 1 after each draw, for a progress bar.
 
     Returns:
         Metric -> interval, for the metrics of all rows.
@@ -59,6 +60,8 @@ def bootstrap_intervals(
     for _ in range(resamples):
         for name, value in score(generator.integers(0, rows, size=rows)).items():
             drawn[name].append(value)
+        if advance is not None:
+            advance(1)
     return {name: _percentiles(np.asarray(values), confidence) for name, values in drawn.items()}
 
 
@@ -70,6 +73,7 @@ def paired_intervals(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, Interval]:
     """Intervals of `first - second` for two systems on the same rows; one without 0 is a difference.
 
@@ -80,6 +84,7 @@ def paired_intervals(
         resamples: How often rows are drawn.
         confidence: Probability that the interval holds the true difference.
         seed: Seed of the draws.
+        advance: Called with 1 after each draw.
 
     Returns:
         Metric -> interval of the difference, for metrics that both have.
@@ -89,38 +94,7 @@ def paired_intervals(
         one, other = first(indices), second(indices)
         return {name: one[name] - other[name] for name in one if name in other}
 
-    return bootstrap_intervals(difference, rows, resamples=resamples, confidence=confidence, seed=seed)
-
-
-def mean_interval(
-    values: Sequence[float] | npt.NDArray[Any],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
-    """The interval of a mean over rows (accuracy, mean error), all resamples at once.
-
-    The paired difference of two systems is the mean of the rows' differences.
-
-    Args:
-        values: The value of each row, `(rows,)`.
-        resamples: How often rows are drawn.
-        confidence: Probability that the interval holds the true mean.
-        seed: Seed of the draws; the same rows as in `bootstrap_intervals`.
-
-    Returns:
-        The interval.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    _check(len(array), resamples, confidence)
-    generator = np.random.default_rng(seed)
-    chunk = max(1, CHUNK_VALUES // len(array))
-    means: list[npt.NDArray[np.float64]] = []
-    for start in range(0, resamples, chunk):
-        indices = generator.integers(0, len(array), size=(min(chunk, resamples - start), len(array)))
-        means.append(array[indices].mean(axis=1))  # (draws,)
-    return _percentiles(np.concatenate(means), confidence)
+    return bootstrap_intervals(difference, rows, resamples=resamples, confidence=confidence, seed=seed, advance=advance)
 
 
 def _check(rows: int, resamples: int, confidence: float) -> None:

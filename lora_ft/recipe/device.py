@@ -9,8 +9,11 @@ from pathlib import Path
 ROOT = Path("/")
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-ACCELERATORS = ("dev/nvidia0", "dev/kfd", "dev/accel", "dev/davinci0", "dev/hl0")
-"""NVIDIA, AMD, Google and Habana, Huawei, Habana: what can be seen of them without their libraries."""
+ACCELERATORS = (
+    *("dev/nvidia0", "dev/dxg", "dev/nvhost-gpu", "dev/dri", "dev/kfd"),
+    *("dev/accel", "dev/davinci0", "dev/hl0"),
+)
+"""NVIDIA, any GPU under WSL 2, Jetson, Intel, AMD; Google and Habana, Huawei, Habana: seen without their libraries."""
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,15 @@ def loraplus_options_need_loraplus(draft: Draft) -> Iterator[Fault]:
 
 
 def layers_need_module_names(draft: Draft) -> Iterator[Fault]:
-    """Chosen layers with target modules that are one text: peft refuses that."""
+    """Chosen layers with target modules that are a pattern: peft refuses that."""
     modules = draft.value("peft_config", "target_modules")
-    if draft.value("peft_config", "layers_to_transform") is not None and isinstance(modules, str):
+    if not isinstance(modules, str) or modules.lower() == "all-linear":
+        return
+    if draft.value("peft_config", "layers_to_transform") is not None:
         yield Fault(
             ("peft_config", "layers_to_transform"),
             f"it needs target_modules as a list of module names, and target_modules is {modules!r}. "
-            "Write target_modules: [query, value]",
+            "Write target_modules: [query, value], or all-linear",
         )
 
 

@@ -37,14 +37,14 @@ class TaskFacts:
         columns: All columns the task reads.
         metrics: For each problem type the names of its metrics; the first is the default for the best model.
         lower_is_better: Metrics that improve downwards (`loss` is always one).
-        processor_fields: The `processor` keys that the task understands, each with its accepted types.
+        processor_fields: The `processor` keys that the task understands, each with its types, or with its values.
     """
 
     name: str
     columns: tuple[Column, ...]
     metrics: Mapping[str, tuple[str, ...]]
     lower_is_better: frozenset[str]
-    processor_fields: Mapping[str, tuple[type, ...]]
+    processor_fields: Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)

@@ -143,9 +143,12 @@ def dataset_of(task: TaskFacts) -> Struct:
 
 
 def processor_of(task: TaskFacts) -> Struct:
-    """`processor` with the keys that a task understands."""
-    scalars = {bool: BOOL, int: INT, float: FLOAT, str: STR, type(None): NULL}
-    fields = {key: Field(any_of(scalars[one] for one in types)) for key, types in task.processor_fields.items()}
+    """`processor` with the keys that a task understands: of some types, or one of some values."""
+    scalars: dict[Any, Accepts] = {bool: BOOL, int: INT, float: FLOAT, str: STR, type(None): NULL}
+    fields = {
+        key: Field(any_of(scalars[one] for one in options) if isinstance(options[0], type) else Choice(options))
+        for key, options in task.processor_fields.items()
+    }
     return Struct(f"processor of the task {task.name}", fields)
 
 

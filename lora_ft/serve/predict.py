@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
 
 from lora_ft.assemble.saved import SavedAdapter
+from lora_ft.errors import DataError
 
 
 def predict(
@@ -36,10 +38,34 @@ def predict(
     """
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, batch_size * window)):
-        features = list(adapter.encode(datasets.Dataset.from_list([dict(row) for row in chunk])))
+        inputs = [{name: row[name] for name in adapter.manifest.run["columns"]} for row in chunk]
+        features = list(adapter.encode(datasets.Dataset.from_list(inputs)))
         logits = adapter.logits(features, batch_size=batch_size, advance=advance)
         for row, prediction in zip(chunk, adapter.decode(logits), strict=True):
             yield {**row, **prediction}
+
+
+def json_rows(lines: Iterable[str], *, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of JSON objects, one a line.
+
+    Args:
+        lines: The lines; empty ones are left out.
+        wanted: Columns that each object must have; others are handed through.
+
+    Raises:
+        DataError: A line is no JSON object, or lacks a column.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"line {number}: not JSON: {error}. Expected an object with {', '.join(wanted)}") from error
+        missing = [name for name in wanted if not isinstance(row, dict) or not isinstance(row.get(name), str)]
+        if missing:
+            raise DataError(f"line {number}: no text under {missing[0]!r}. Expected an object with {', '.join(wanted)}")
+        yield row
 
 
 def text_rows(texts: Iterable[str]) -> Iterator[dict[str, str]]:

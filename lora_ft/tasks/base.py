@@ -32,7 +32,7 @@ class Task(ABC):
         columns: The columns it reads.
         metrics: For each problem type its metric names; the first one picks the best model.
         lower_is_better: Metrics that improve downwards.
-        processor_fields: The `processor` keys it understands with their types.
+        processor_fields: The `processor` keys it understands with their types, or with their values.
     """
 
     name: ClassVar[str]
@@ -43,7 +43,7 @@ class Task(ABC):
     columns: ClassVar[tuple[Column, ...]]
     metrics: ClassVar[Mapping[str, tuple[str, ...]]]
     lower_is_better: ClassVar[frozenset[str]]
-    processor_fields: ClassVar[Mapping[str, tuple[type, ...]]]
+    processor_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
 
     @abstractmethod
     def model_config(self, *, labels: Sequence[str], problem_type: str) -> dict[str, Any]:
@@ -90,6 +90,26 @@ class Task(ABC):
         """Turns logits `(rows, labels)` into one prediction a row: the one truth for evaluate, predict and serve."""
 
     @abstractmethod
+    def scorer(
+        self,
+        predictions: Sequence[dict[str, Any]],
+        references: Sequence[Any],
+        *,
+        labels: Sequence[str],
+        problem_type: str,
+    ) -> Callable[[Any], dict[str, float]]:
+        """Metrics of any of the rows: for all of them, and for the draws of a bootstrap.
+
+        Args:
+            predictions: As `decode` makes them.
+            references: As `encode` gave them in `labels`.
+            labels: All labels in order.
+            problem_type: One of the keys of `metrics`.
+
+        Returns:
+            A function from row numbers `(rows,)`, with repetition, to metrics.
+        """
+
     def score(
         self,
         predictions: Sequence[dict[str, Any]],
@@ -98,7 +118,9 @@ class Task(ABC):
         labels: Sequence[str],
         problem_type: str,
     ) -> dict[str, float]:
-        """Metrics of decoded predictions against references as `encode` gave them in `labels`."""
+        """Metrics of all rows; see `scorer`."""
+        scored = self.scorer(predictions, references, labels=labels, problem_type=problem_type)
+        return scored(range(len(references)))
 
     @abstractmethod
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:

@@ -45,13 +45,13 @@ class TextClassification(Task):
         REGRESSION: ("pearsonr", "spearmanr", "mse", "mae", "r2"),
     }  # fmt: skip
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"mse", "mae"})
-    processor_fields: ClassVar[Mapping[str, tuple[type, ...]]] = {
+    processor_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_length": (int,),
-        "truncation": (bool, str),
-        "padding": (bool, str),
+        "truncation": (True, "longest_first", "only_first", "only_second"),
+        "padding": (True, "longest", "max_length"),
         "pad_to_multiple_of": (int,),
-        "truncation_side": (str,),
-        "padding_side": (str,),
+        "truncation_side": ("right", "left"),
+        "padding_side": ("right", "left"),
     }
 
     def model_config(self, *, labels: Sequence[str], problem_type: str) -> dict[str, Any]:
@@ -92,8 +92,14 @@ class TextClassification(Task):
             padding=False,
         )
         features: Features = {name: list(values) for name, values in encoded.items()}
+        _give_empty_rows_a_token(features, processor)
         features["length"] = [len(ids) for ids in features["input_ids"]]
-        features["truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings or ()]
+        if encoded.encodings is not None:
+            features["truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        else:  # a tokenizer without a fast version does not say what it cut
+            whole = processor(texts, list(pairs) if pairs is not None else None, truncation=False, padding=False)
+            lengths = zip(whole["input_ids"], features["length"], strict=True)
+            features["truncated"] = [len(ids) > length for ids, length in lengths]
         if "label" in rows:
             features["labels"] = _encode_labels(rows["label"], labels, problem_type)
         return features
@@ -171,28 +177,31 @@ class TextClassification(Task):
             for row in softmax(values, axis=-1)
         ]
 
-    def score(
+    def scorer(
         self,
         predictions: Sequence[dict[str, Any]],
         references: Sequence[Any],
         *,
         labels: Sequence[str],
         problem_type: str,
-    ) -> dict[str, float]:
-        """See `Task.score`."""
+    ) -> Callable[[Any], dict[str, float]]:
+        """See `Task.scorer`."""
+        import numpy as np
+
         from lora_ft.metrics.multi_label import multi_label_scores
         from lora_ft.metrics.regression import regression_scores
         from lora_ft.metrics.single_label import single_label_scores
 
         if problem_type == REGRESSION:
-            return regression_scores([prediction["value"] for prediction in predictions], list(references))
+            values, targets = np.array([prediction["value"] for prediction in predictions]), np.array(references)
+            return lambda rows: regression_scores(values[rows], targets[rows])
         if problem_type == MULTI:
-            hot = [[int(label in prediction["labels"]) for label in labels] for prediction in predictions]
-            truth = [[int(value) for value in row] for row in references]
-            return multi_label_scores(hot, truth, label_names=list(labels))
+            hot = np.array([[int(label in prediction["labels"]) for label in labels] for prediction in predictions])
+            truth = np.array(references, dtype=np.int64)
+            return lambda rows: multi_label_scores(hot[rows], truth[rows], label_names=labels)
         index = {label: position for position, label in enumerate(labels)}
-        ids = [index[prediction["label"]] for prediction in predictions]
-        return single_label_scores(ids, list(references), label_names=list(labels))
+        ids, truth = np.array([index[prediction["label"]] for prediction in predictions]), np.array(references)
+        return lambda rows: single_label_scores(ids[rows], truth[rows], label_names=labels)
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""
@@ -208,6 +217,15 @@ class TextClassification(Task):
             REGRESSION: [5.0, 1.0, 3.5, 1.5],
         }
         return {"text": texts, "label": targets[problem_type]}
+
+
+def _give_empty_rows_a_token(features: Features, processor: PreTrainedTokenizerBase) -> None:
+    """A GPT tokenizer makes no token of an empty text, and no model reads a row without one: it gets the pad token."""
+    for row, ids in enumerate(features["input_ids"]):
+        if not ids:
+            for name in features:
+                features[name][row] = [1] if name == "attention_mask" else [0]
+            features["input_ids"][row] = [processor.pad_token_id]
 
 
 def _encode_labels(values: Sequence[Any], labels: Sequence[str], problem_type: str) -> list[Any]:

@@ -14,17 +14,21 @@ import torch
 import transformers
 
 from lora_ft.adapters.attach import trainable_report
+from lora_ft.adapters.folder import check_target
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.assemble.baseline import majority_answer
 from lora_ft.assemble.fresh import FreshAdapter, build
 from lora_ft.assemble.prepare import Prepared, prepare
-from lora_ft.errors import AdapterError
+from lora_ft.errors import Interrupted, RunError
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.arguments import planned_steps, training_arguments
+from lora_ft.train.checkpoints import begin_run_folder, checkpoint_to_resume
 from lora_ft.train.gates import GradientGate, check_moved, check_supervision, check_world_size, zero_tensors
+from lora_ft.train.interrupt import InterruptCallback
 from lora_ft.train.progress import OneScreenProgress
 from lora_ft.train.save import Outcome, save_adapter
 from lora_ft.train.trainer import AdapterTrainer, RankAllocation
+from lora_ft.train.verdict import learned_something
 from lora_ft.train.weights import class_weights
 
 logger = logging.getLogger(__name__)
@@ -62,7 +66,7 @@ class TrainResult:
         manifest: What it says of itself; None on the processes that do not write.
         metrics: `{split: {metric: value}}` of the adapter.
         baseline: The same for the majority answer.
-        learned: Whether the adapter beats the majority answer on its main metric; None without a validation split.
+        learned: Whether the adapter beats the majority answer on validation; None without such a split.
         main_metric: The metric that picked the best model.
         seconds: Wall time of the training loop, evaluations included.
     """
@@ -91,33 +95,32 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
         GateError: The run was stopped because it would have ended silently wrong.
     """
     folder = Path(recipe.training_args["output_dir"]) / "adapter"
-    refuse_existing(folder, overwrite=options.overwrite)
+    check_target(folder, overwrite=options.overwrite)
+    checkpoint = checkpoint_to_resume(recipe, resume=options.resume, overwrite=options.overwrite)
     prepared = prepare(recipe)
     check_supervision(prepared.features["train"]["labels"][:], labels_named=prepared.labels)
-    arguments = training_arguments(prepared)
+    arguments, precision = training_arguments(prepared)
     check_world_size(options.asked_world_size, arguments.world_size)
     for line in (*prepared.report.lines(), truncation_line(prepared)):
         logger.info("%s", line)
-    fresh = build(prepared, total_steps=planned_steps(arguments, len(prepared.rows["train"])))
+    fresh = build(prepared, precision=precision, total_steps=planned_steps(arguments, len(prepared.rows["train"])))
     report = trainable_report(fresh.model)
     logger.info("%s", report.line())
     for line in report.table_lines() if options.list_modules else ():
         logger.info("  %s", line)
-    trainer = make_trainer(prepared, fresh, arguments)
+    interrupt = InterruptCallback()
+    trainer = make_trainer(prepared, fresh, arguments, interrupt=interrupt)
+    refuse_sharding(trainer)
+    logger.info("padding: %.2f tokens computed for each real one", trainer.padding())
     takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose
     silent = frozenset() if takes_ranks_away else zero_tensors(fresh.model.named_parameters())
 
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(arguments.output_dir) if options.resume else None)
-    seconds = time.perf_counter() - started
-
+    if arguments.should_save:
+        begin_run_folder(recipe, resumed=checkpoint is not None)
+    seconds = fit(trainer, interrupt, checkpoint=checkpoint)
     check_moved(((name, p) for name, p in fresh.model.named_parameters() if p.requires_grad), initially_zero=silent)
-    metrics = {
-        split: evaluate_split(trainer, prepared, split) for split in ("validation", "test") if split in prepared.rows
-    }
-    baseline = {split: baseline_metrics(prepared, split) for split in metrics}
+    metrics, baseline, learned = measure(trainer, prepared)
     main_metric = str(arguments.metric_for_best_model or prepared.task.metrics[prepared.problem_type][0])
-    learned = beats_baseline(prepared, metrics, baseline, main_metric.removeprefix("eval_"))
     manifest = None
     if arguments.should_save:
         outcome = Outcome(
@@ -145,15 +148,40 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     return TrainResult(folder, manifest, metrics, baseline, learned, main_metric.removeprefix("eval_"), seconds)
 
 
-def refuse_existing(folder: Path, *, overwrite: bool) -> None:
-    """Refuses to replace an adapter without being told, before anything is loaded.
+def fit(trainer: AdapterTrainer, interrupt: InterruptCallback, *, checkpoint: Path | None) -> float:
+    """Runs the training loop.
+
+    Returns:
+        Its wall time in seconds.
 
     Raises:
-        AdapterError: The folder is there and `overwrite` is false.
+        Interrupted: Ctrl-C; a checkpoint was saved.
     """
-    if folder.exists() and not overwrite:
-        raise AdapterError(
-            f"{folder}: there is an adapter already. Choose another training_args.output_dir, or add --overwrite"
+    started = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        interrupt.give_back()
+    if interrupt.received:
+        raise Interrupted(
+            f"interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint was saved in "
+            f"{trainer.args.output_dir}. To go on: the same command with --resume"
+        )
+    return time.perf_counter() - started
+
+
+def refuse_sharding(trainer: AdapterTrainer) -> None:
+    """Refuses launchers that cut parameters into shards: the adapter would be saved in pieces.
+
+    Raises:
+        RunError: FSDP, or DeepSpeed ZeRO-3.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        raise RunError(
+            "FSDP and DeepSpeed ZeRO-3 shard the parameters, and this version cannot gather an adapter from shards. "
+            "Launch with DDP (accelerate launch --multi_gpu) or ZeRO-2; a quantized base (quantization_config) needs "
+            "the least memory"
         )
 
 
@@ -166,10 +194,16 @@ def truncation_line(prepared: Prepared) -> str:
     return f"cut at {prepared.settings['max_length']} tokens: " + ", ".join(shares)
 
 
-def make_trainer(prepared: Prepared, fresh: FreshAdapter, arguments: transformers.TrainingArguments) -> AdapterTrainer:
+def make_trainer(
+    prepared: Prepared,
+    fresh: FreshAdapter,
+    arguments: transformers.TrainingArguments,
+    *,
+    interrupt: InterruptCallback,
+) -> AdapterTrainer:
     """Puts the Trainer of a run together."""
     recipe, task = prepared.recipe, prepared.task
-    callbacks: list[transformers.TrainerCallback] = [GradientGate()]
+    callbacks: list[transformers.TrainerCallback] = [GradientGate(), interrupt]
     if recipe.early_stopping.early_stopping_patience is not None:
         callbacks.append(
             transformers.EarlyStoppingCallback(
@@ -223,18 +257,22 @@ def first_output(logits: Any, _labels: Any) -> torch.Tensor:
     return first
 
 
-def last_checkpoint(output_dir: str) -> str:
-    """The newest checkpoint of a run folder.
-
-    Raises:
-        AdapterError: There is none.
-    """
-    found: str | None = None
-    if Path(output_dir).is_dir():
-        found = transformers.trainer_utils.get_last_checkpoint(output_dir)
-    if found is None:
-        raise AdapterError(f"{output_dir}: no checkpoint to resume from. Leave out --resume to start anew")
-    return found
+def measure(
+    trainer: AdapterTrainer, prepared: Prepared
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], bool | None]:
+    """Metrics of the adapter and of the majority answer on validation and test, and whether anything was learned."""
+    splits = [split for split in ("validation", "test") if split in prepared.rows]
+    metrics = {split: evaluate_split(trainer, prepared, split) for split in splits}
+    baseline = {split: baseline_metrics(prepared, split) for split in splits}
+    if "validation" not in splits:
+        return metrics, baseline, None
+    learned = learned_something(
+        metrics["validation"],
+        baseline["validation"],
+        rows=len(prepared.rows["validation"]),
+        problem_type=prepared.problem_type,
+    )
+    return metrics, baseline, learned
 
 
 def evaluate_split(trainer: AdapterTrainer, prepared: Prepared, split: str) -> dict[str, float]:
@@ -256,22 +294,3 @@ def baseline_metrics(prepared: Prepared, split: str) -> dict[str, float]:
     references = prepared.features[split]["labels"][:]
     answers = [majority_of(prepared)] * len(references)
     return prepared.task.score(answers, references, labels=prepared.labels, problem_type=prepared.problem_type)
-
-
-def beats_baseline(
-    prepared: Prepared,
-    metrics: Mapping[str, Mapping[str, float]],
-    baseline: Mapping[str, Mapping[str, float]],
-    main_metric: str,
-) -> bool | None:
-    """Whether the adapter is better than the majority answer, on accuracy where there is one.
-
-    Macro F1 of a constant answer is low by construction, so a collapsed run is judged by accuracy.
-    """
-    if "validation" not in metrics:
-        return None
-    name = "accuracy" if "accuracy" in metrics["validation"] else main_metric
-    if name not in baseline["validation"]:
-        name = prepared.task.metrics[prepared.problem_type][0]
-    ours, constant = metrics["validation"][name], baseline["validation"][name]
-    return ours < constant if name in prepared.task.lower_is_better else ours > constant

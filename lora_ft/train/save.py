@@ -14,7 +14,7 @@ from lora_ft.adapters.manifest import BaseIdentity, Manifest, installed_versions
 from lora_ft.adapters.probe import make_probe
 from lora_ft.adapters.verify import verify_files
 from lora_ft.assemble.fresh import FreshAdapter
-from lora_ft.assemble.prepare import Prepared
+from lora_ft.assemble.prepare import Prepared, base_answers
 from lora_ft.models.fingerprint import fingerprint
 from lora_ft.recipe.write import resolved_yaml
 
@@ -117,6 +117,8 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
             "truncated": dict(prepared.truncated),
             "baseline": {split: dict(values) for split, values in outcome.baseline.items()},
             "majority": dict(outcome.majority),
+            "base_answers": not fresh.base.new_head and base_answers(prepared.base, prepared.labels),
+            "columns": [name for name in prepared.rows["train"].column_names if name != "label"],
         },
     )
 

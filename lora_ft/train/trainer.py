@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from lora_ft.adapters.optimizers import make_optimizer
-from lora_ft.data.batching import LengthGroupedSampler
+from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.gates import check_finite
 
@@ -54,6 +54,12 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             global_batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
+
+    def padding(self) -> float:
+        """Tokens computed over real tokens in the first epoch."""
+        lengths, size = self.train_dataset["length"][:], self.args.train_batch_size
+        order = list(self._get_train_sampler() or range(len(lengths)))
+        return padding_ratio(lengths, (order[start : start + size] for start in range(0, len(order), size)))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Creates peft's optimizer if the recipe names one, else what `training_args.optim` says."""

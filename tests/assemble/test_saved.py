@@ -33,7 +33,7 @@ def test_a_right_adapter_opens_in_bf16(folder: Path, monkeypatch: pytest.MonkeyP
     from lora_ft.models.precision import Precision
 
     emulated = Precision(device="cpu", compute_dtype=torch.bfloat16, autocast=True)
-    monkeypatch.setattr(saved, "plan_precision", lambda *, device: emulated)
+    monkeypatch.setattr(saved, "plan_precision", lambda **wishes: emulated)
     opened = open_adapter(folder, OpenOptions(offline=True))
     assert opened.precision.name == "bfloat16"
 

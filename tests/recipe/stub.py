@@ -31,8 +31,8 @@ TEXT_CLASSIFICATION = TaskFacts(
     lower_is_better=frozenset({"mse"}),
     processor_fields={
         "max_length": (int,),
-        "truncation": (bool, str),
-        "padding": (str, bool),
+        "truncation": (True, "longest_first", "only_first"),
+        "padding": (True, "longest", "max_length"),
         "pad_to_multiple_of": (int,),
         "truncation_side": (str,),
         "padding_side": (str,),

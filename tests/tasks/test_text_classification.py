@@ -28,6 +28,23 @@ def test_a_cut_row_is_reported_and_one_that_just_fits_is_not() -> None:
     assert encoded["length"] == [4, 4]
 
 
+def test_an_empty_text_gets_one_token_where_the_tokenizer_makes_none() -> None:
+    tokenizer = tiny_tokenizer(pad=False)
+    tokenizer.pad_token = tokenizer.eos_token
+    encoded = TASK.encode({"text": ["", "good"]}, tokenizer, labels=(), problem_type=SINGLE, settings={})
+    assert encoded["length"] == [1, 1]
+    assert encoded["input_ids"][0] == [tokenizer.pad_token_id]
+    assert encoded["attention_mask"][0] == [1]
+
+
+def test_a_tokenizer_without_a_fast_version_says_what_was_cut_too() -> None:
+    from transformers import CanineTokenizer
+
+    rows = {"text": ["a long text", "b"]}
+    encoded = TASK.encode(rows, CanineTokenizer(), labels=(), problem_type=SINGLE, settings={"max_length": 6})
+    assert encoded["truncated"] == [True, False]
+
+
 def test_batches_are_padded_to_their_own_longest_row() -> None:
     rows = {"text": ["good", "good book again and again"]}
     tokenizer = tiny_tokenizer()

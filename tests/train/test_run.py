@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
+import datasets
 import peft
 import pytest
 import torch
@@ -13,8 +16,9 @@ import transformers
 from safetensors.torch import load_file
 
 from lora_ft.assemble.saved import OpenOptions, open_adapter
-from lora_ft.errors import AdapterError, AdapterRefused, GateError, RecipeError
+from lora_ft.errors import AdapterError, AdapterRefused, GateError, Interrupted, RecipeError
 from lora_ft.train.run import RunOptions, TrainResult, train
+from lora_ft.train.trainer import AdapterTrainer
 from tests.bases import make_base
 from tests.toy import read, write_recipe
 
@@ -152,6 +156,29 @@ def test_a_metric_of_another_problem_type_is_refused_before_the_model(tmp_path: 
         train(read(file), RunOptions())
 
 
+def test_data_without_a_validation_split_trains_unmeasured_and_early_stopping_is_refused(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    file = write_recipe(tmp_path, tiny_bert, training_args={"num_train_epochs": 1})
+    rows = datasets.Dataset.from_csv(str(tmp_path / "data" / "train.csv"), cache_dir=str(tmp_path / "cache"))
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "saved")
+    content = {**json.loads(file.read_text(encoding="utf-8")), "dataset": {"path": "saved"}}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    result = train(read(file), RunOptions())
+    assert result.metrics == {}
+    assert result.learned is None
+    with pytest.raises(RecipeError, match="early_stopping: the data has no validation split"):
+        train(read(file, "early_stopping.early_stopping_patience=2"), RunOptions(overwrite=True))
+
+
+def test_wishes_that_do_not_fit_the_labels_are_refused_before_the_model(tmp_path: Path, tiny_bert: Path) -> None:
+    file = write_recipe(tmp_path, tiny_bert, loss={"class_weight": "balanced"})
+    for split in ("train", "dev"):
+        (tmp_path / "data" / f"{split}.csv").write_text("text,label\ngood,1.5\nbad,0.5\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"loss\.class_weight.*no classes to weigh"):
+        train(read(file), RunOptions())
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, tiny_bert: Path) -> None:
     file = write_recipe(
         tmp_path,
@@ -164,17 +191,36 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, tiny_
     assert result.manifest.run["epochs"] < 12
 
 
-def test_resume_goes_on_where_the_run_was_and_ends_with_the_same_adapter(tmp_path: Path, tiny_bert: Path) -> None:
+def test_ctrl_c_saves_a_checkpoint_and_resume_ends_with_the_adapter_of_a_whole_run(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train(read(write_recipe(tmp_path / "whole", tiny_bert)), RunOptions())
-    file = write_recipe(tmp_path / "cut", tiny_bert, training_args={"save_total_limit": 3})
+    file = write_recipe(tmp_path / "cut", tiny_bert)
     with pytest.raises(AdapterError, match="no checkpoint"):
         train(read(file), RunOptions(resume=True))
-    train(read(file), RunOptions())
-    last = max((tmp_path / "cut" / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    state = json.loads((last / "trainer_state.json").read_text())
-    assert state["global_step"] == 64
-    resumed = train(read(file), RunOptions(resume=True, overwrite=True))
+    monkeypatch.setattr(AdapterTrainer, "training_step", interrupted_at(23))
+    with pytest.raises(Interrupted, match="interrupted at step 24 of 64"):
+        train(read(file), RunOptions())
+    monkeypatch.undo()
+    assert not (tmp_path / "cut" / "run" / "adapter").exists()
+    with pytest.raises(AdapterError, match="--resume to go on"):
+        train(read(file), RunOptions())
+    with pytest.raises(AdapterError, match=r"peft_config.r: 4 then, 2 now"):
+        train(read(file, "peft_config.r=2"), RunOptions(resume=True))
+    resumed = train(read(file), RunOptions(resume=True))
     assert_same_tensors(resumed.folder, whole.folder)
+
+
+def interrupted_at(step: int) -> Any:
+    """A training step that gets a Ctrl-C, as a user would send it, in the middle of a run."""
+    whole_step = AdapterTrainer.training_step
+
+    def training_step(trainer: AdapterTrainer, *arguments: Any) -> torch.Tensor:
+        if trainer.state.global_step == step:
+            signal.raise_signal(signal.SIGINT)
+        return whole_step(trainer, *arguments)
+
+    return training_step
 
 
 @pytest.mark.parametrize("name", ["loraplus", "lorafa"])

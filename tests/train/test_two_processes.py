@@ -24,13 +24,13 @@ def launch(recipe: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
 
 
 def losses(run: Path) -> list[float]:
-    (state,) = run.glob("checkpoint-16/trainer_state.json")
+    (state,) = run.glob("checkpoint-32/trainer_state.json")
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def test_two_processes_with_half_the_batch_follow_the_curve_of_one(tmp_path: Path, tiny_bert: Path) -> None:
-    arguments = {"logging_steps": 1, "num_train_epochs": 1}
+    arguments = {"logging_steps": 1, "num_train_epochs": 2}
     one = write_recipe(tmp_path / "one", tiny_bert, training_args={**arguments, "per_device_train_batch_size": 8})
     two = write_recipe(tmp_path / "two", tiny_bert, training_args={**arguments, "per_device_train_batch_size": 4})
     alone = launch(one)
