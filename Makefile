@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/lora-ft predict $(ADAPTER) --offline \
 		"Arrived cracked, and nobody answers the phone." \
 		"My third pair. That should tell you everything." \
-		"Not the worst blender I have owned, but close."
+		"Not once did it let me down, and I cook every day."
 	@echo "== 4. verify it: files, base, tensors, probe"
 	@$(BIN)/lora-ft verify $(ADAPTER) --offline
 	@echo
