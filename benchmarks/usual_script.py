@@ -14,6 +14,7 @@ import time
 
 import datasets
 import numpy as np
+import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
@@ -58,6 +59,7 @@ def main() -> None:
             load_best_model_at_end=True,
             metric_for_best_model="accuracy",
             bf16=options.bf16,
+            use_cpu=not torch.cuda.is_available(),
             seed=options.seed,
             report_to="none",
         ),

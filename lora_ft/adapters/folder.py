@@ -76,6 +76,7 @@ def write_adapter(
         _write_text(temporary / "recipe.yaml", recipe_yaml)
         _write_text(temporary / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         _write_text(temporary / "README.md", card)
+        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         written = replace(
             manifest,

@@ -49,6 +49,8 @@ def training_arguments(prepared: Prepared) -> tuple[transformers.TrainingArgumen
         precision = plan_precision(
             device=str(plain.device), dtype=recipe.model.dtype, bf16=filled.get("bf16"), fp16=filled.get("fp16")
         )
+        if precision.device == "cpu":
+            filled["use_cpu"] = True  # else transformers 5.23 refuses bf16 on a CPU that has it
         filled["bf16"], filled["fp16"] = precision.name == "bfloat16", precision.name == "float16"
         filled.setdefault("dataloader_pin_memory", precision.device.startswith("cuda"))
         return transformers.TrainingArguments(**filled), precision

@@ -30,9 +30,9 @@ class RankAllocation(transformers.TrainerCallback):  # type: ignore[misc]
 class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     """A Trainer for one adapter.
 
-    Three differences: rows are grouped by length over the *global* batch, so that the order of the rows does not depend
-    on the number of processes; peft's own optimizers can be named in the recipe; a loss that is not finite stops the
-    run (transformers replaces it by the running mean before it is logged).
+    Rows are grouped by length over the *global* batch, so that their order does not depend on the number of processes;
+    evaluation sorts them by length too; peft's own optimizers can be named in the recipe; a loss that is not finite
+    stops the run (transformers replaces it by the running mean before it is logged).
 
     Args:
         recipe: The recipe, for the sections `optimizer` and `peft_config`.
@@ -54,6 +54,13 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             global_batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Longest rows first, like lengths together: the metrics do not depend on the order, the time does."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        lengths = eval_dataset["length"][:]
+        return sorted(range(len(lengths)), key=lambda row: -int(lengths[row]))
 
     def padding(self) -> float:
         """Tokens computed over real tokens in the first epoch."""

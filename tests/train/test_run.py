@@ -244,6 +244,20 @@ def test_adalora_takes_ranks_away_as_it_plans(tmp_path: Path, tiny_bert: Path) -
     assert sum(ranks) < 6 * len(ranks)
 
 
+def test_a_device_with_native_bf16_trains_in_it_and_keeps_what_trains_in_fp32(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ft.models.precision._has_bf16", lambda device: True)  # this machine emulates it
+    file = write_recipe(tmp_path, tiny_bert)
+    file.write_text(file.read_text(encoding="utf-8").replace('"use_cpu": true,', ""), encoding="utf-8")
+    result = train(read(file), RunOptions())
+    assert result.manifest is not None
+    assert result.manifest.precision == "bfloat16"
+    assert {tensor.dtype for tensor in result.manifest.tensors.values()} == {"F32"}
+    assert result.metrics["validation"]["accuracy"] > 0.8
+    assert open_adapter(result.folder, OpenOptions(offline=True)).precision.name == "bfloat16"
+
+
 def test_class_weights_neftune_and_label_smoothing_work_together(tmp_path: Path, tiny_bert: Path) -> None:
     file = write_recipe(
         tmp_path,
