@@ -190,6 +190,8 @@ def predict(
     """Answer TEXTS, a file or standard input with ADAPTER: one JSON object a row, in order."""
     if bool(texts) == bool(source):
         raise InputError("predict: give either texts or --input (a file, or - for standard input)")
+    if len(texts) == 1 and Path(texts[0]).is_file():
+        raise InputError(f"predict: {texts[0]} is a file, not a text. To answer its rows: --input {texts[0]}")
     options = _open_options(where)
     _quiet_libraries(context.obj["debug"], offline=options.offline)
     from lora_ft.assemble.saved import open_adapter

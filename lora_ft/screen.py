@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lora_ft.evaluate.compare import Comparison
     from lora_ft.train.run import TrainResult
 
+FEW_STEPS = 50
+
 
 def comparison_table(comparison: Comparison, name: str) -> Table:
     """Base and adapter side by side, with the 95 % interval of the adapter and of the difference."""
@@ -60,11 +62,18 @@ def result_table(result: TrainResult) -> Table:
 
 def not_learned(result: TrainResult) -> Panel:
     """The loud word at the end of a run that learned nothing."""
+    manifest = result.manifest
+    rows = manifest.run["rows"]["validation"] if manifest else 0
+    steps = manifest.run["steps"] if manifest else 0
+    advice = (
+        f"{steps} steps are few: raise training_args.num_train_epochs, or give more rows."
+        if steps < FEW_STEPS
+        else "Try a lower training_args.learning_rate (a third of it), a longer training_args.warmup_steps, more "
+        "epochs, or look at the labels."
+    )
     return Panel(
-        "This adapter learned NOTHING: on validation it is no better than a constant answer (or a coin).\n"
-        f"It was saved at {escape(str(result.folder))} and its manifest says learned: false.\n"
-        "Try a lower training_args.learning_rate (a third of it), a longer training_args.warmup_steps, more epochs, "
-        "or look at the labels.",
+        f"On the {rows} validation rows this adapter cannot be told from a constant answer or a coin.\n"
+        f"It was saved at {escape(str(result.folder))} and its manifest says learned: false.\n{advice}",
         title="nothing learned",
         border_style="bold red",
     )

@@ -175,6 +175,9 @@ def test_a_damaged_adapter_is_refused_with_two_and_no_traceback(run: Run, adapte
 def test_predict_wants_texts_or_an_input_but_not_both(run: Run, adapter: Path) -> None:
     assert run("predict", adapter)[0] == 2
     assert run("predict", adapter, "text", "--input", "-")[0] == 2
+    code, _, error = run("predict", adapter, ROOT / "README.md")
+    assert code == 2
+    assert "--input" in error
 
 
 def test_an_adapter_for_pairs_refuses_single_texts_and_reads_pairs(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
@@ -192,6 +195,13 @@ def test_an_adapter_for_pairs_refuses_single_texts_and_reads_pairs(run: Run, tmp
     code, out, _ = run("predict", adapter, "--input", "-", "--offline", stdin=line + "\n")
     assert code == 0
     assert json.loads(out)["label"] in ("yes", "no")
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_message(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    code, _, error = run("train", write_recipe(tmp_path, tiny_bert), "training_args.output_dir=/proc/absent/run")
+    assert code == 2
+    assert "cannot be" in error
+    assert "Traceback" not in error
 
 
 def test_an_adapter_that_is_there_needs_overwrite(run: Run, adapter: Path) -> None:

@@ -73,7 +73,7 @@ DEFAULTS: tuple[Default, ...] = (
         "epoch",
         "follows eval_strategy; something to go on from after an interruption",
     ),
-    Default("training_args", "save_total_limit", 1, "one checkpoint beside the best one"),
+    Default("training_args", "save_total_limit", 2, "the newest one and the best one"),
     Default("training_args", "eval_strategy", "epoch", "a run without evaluation can fail unseen", "validation"),
     Default("training_args", "load_best_model_at_end", True, "the last epoch is often not the best", "validation"),
 )

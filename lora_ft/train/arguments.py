@@ -52,6 +52,7 @@ def training_arguments(prepared: Prepared) -> tuple[transformers.TrainingArgumen
         if precision.device == "cpu":
             filled["use_cpu"] = True  # else transformers 5.23 refuses bf16 on a CPU that has it
         filled["bf16"], filled["fp16"] = precision.name == "bfloat16", precision.name == "float16"
+        filled.setdefault("ddp_find_unused_parameters", False)  # the gradient gate finds them once, not at every step
         filled.setdefault("dataloader_pin_memory", precision.device.startswith("cuda"))
         return transformers.TrainingArguments(**filled), precision
     except ValueError as error:

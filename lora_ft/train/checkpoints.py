@@ -51,10 +51,24 @@ def checkpoint_to_resume(recipe: Recipe, *, resume: bool, overwrite: bool) -> Pa
     return None
 
 
+def make_run_folder(recipe: Recipe) -> None:
+    """Makes the run folder, before anything heavy is loaded.
+
+    Raises:
+        AdapterError: It cannot be made.
+    """
+    folder = Path(recipe.training_args["output_dir"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AdapterError(
+            f"{folder}: cannot be made: {error.strerror}. Choose another training_args.output_dir"
+        ) from error
+
+
 def begin_run_folder(recipe: Recipe, *, resumed: bool) -> None:
     """Records the recipe in the run folder; a run from the start first gives up the checkpoints of the one before."""
     folder = Path(recipe.training_args["output_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
     if not resumed:
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)

@@ -31,6 +31,7 @@ class InterruptCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         """Asks for a checkpoint and the end."""
         if self.received:
+            args.save_total_limit = None  # at 1 transformers 5.23 deletes what is not the best one when training ends
             control.should_save = True
             control.should_training_stop = True
 

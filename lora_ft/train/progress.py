@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from transformers.trainer_callback import ProgressCallback
@@ -25,4 +26,6 @@ class OneScreenProgress(ProgressCallback):  # type: ignore[misc]
                 for name, value in scores.items()
                 if isinstance(value, float) and name not in ("runtime", "samples_per_second", "steps_per_second")
             ]
-            self.training_bar.write(f"  epoch {state.epoch:4.1f}   " + "   ".join(shown[: SHOWN_METRICS + 1]))
+            self.training_bar.write(
+                f"  epoch {state.epoch:4.1f}   " + "   ".join(shown[: SHOWN_METRICS + 1]), file=sys.stderr
+            )

@@ -22,7 +22,7 @@ from lora_ft.assemble.prepare import Prepared, prepare
 from lora_ft.errors import Interrupted, RunError
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.arguments import planned_steps, training_arguments
-from lora_ft.train.checkpoints import begin_run_folder, checkpoint_to_resume
+from lora_ft.train.checkpoints import begin_run_folder, checkpoint_to_resume, make_run_folder
 from lora_ft.train.gates import GradientGate, check_moved, check_supervision, check_world_size, zero_tensors
 from lora_ft.train.interrupt import InterruptCallback
 from lora_ft.train.progress import OneScreenProgress
@@ -101,6 +101,7 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     check_supervision(prepared.features["train"]["labels"][:], labels_named=prepared.labels)
     arguments, precision = training_arguments(prepared)
     check_world_size(options.asked_world_size, arguments.world_size)
+    make_run_folder(recipe)
     for line in (*prepared.report.lines(), truncation_line(prepared)):
         logger.info("%s", line)
     fresh = build(prepared, precision=precision, total_steps=planned_steps(arguments, len(prepared.rows["train"])))

@@ -195,13 +195,14 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_ends_with_the_adapter_of_a_whole_r
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(read(write_recipe(tmp_path / "whole", tiny_bert)), RunOptions())
-    file = write_recipe(tmp_path / "cut", tiny_bert)
+    file = write_recipe(tmp_path / "cut", tiny_bert, training_args={"save_total_limit": 1})
     with pytest.raises(AdapterError, match="no checkpoint"):
         train(read(file), RunOptions(resume=True))
     monkeypatch.setattr(AdapterTrainer, "training_step", interrupted_at(23))
     with pytest.raises(Interrupted, match="interrupted at step 24 of 64"):
         train(read(file), RunOptions())
     monkeypatch.undo()
+    assert (tmp_path / "cut" / "run" / "checkpoint-24").is_dir()
     assert not (tmp_path / "cut" / "run" / "adapter").exists()
     with pytest.raises(AdapterError, match="--resume to go on"):
         train(read(file), RunOptions())
