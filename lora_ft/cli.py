@@ -20,7 +20,7 @@ from lora_ft.errors import InputError, LoraFtError, RecipeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lora_ft.assemble.saved import OpenOptions
+    from lora_ft.assemble.saved import OpenOptions, SavedAdapter
     from lora_ft.recipe.schema import Recipe, TaskFacts
 
 INTERRUPTED = 130
@@ -71,6 +71,7 @@ def train(
     import psutil
 
     from lora_ft import screen
+    from lora_ft.tasks.base import load_task
     from lora_ft.train.launcher import asked_world_size
     from lora_ft.train.run import RunOptions
     from lora_ft.train.run import train as run_training
@@ -96,7 +97,8 @@ def train(
     if result.learned is False:
         console.print(screen.not_learned(result))
     shown = os.path.relpath(result.folder)
-    console.print(f"adapter: {shown}\nnext:    lora-ft evaluate {shown}\n         lora-ft predict {shown} 'a new text'")
+    example = {"image": "photo.jpg", "audio": "sound.wav"}.get(load_task(checked.task).argument, "'a new text'")
+    console.print(f"adapter: {shown}\nnext:    lora-ft evaluate {shown}\n         lora-ft predict {shown} {example}")
 
 
 @cli.command()
@@ -129,31 +131,37 @@ def evaluate(
     **where: Any,
 ) -> None:
     """Measure ADAPTER and its base side by side, with 95 % intervals."""
-    options = _open_options(where)
-    _quiet_libraries(context.obj["debug"], offline=options.offline)
+    _refuse_damaged(adapter)
+    options = _open_options(where, debug=context.obj["debug"])
     from lora_ft import screen
+    from lora_ft.assemble.recorded import recorded_columns, recorded_recipe
     from lora_ft.assemble.saved import open_adapter
     from lora_ft.evaluate.compare import compare, rows_of_file, rows_of_recipe
     from lora_ft.metrics.intervals import RESAMPLES
 
     opened = open_adapter(adapter, options)
     if data is None:
-        name, rows = rows_of_recipe(opened, _recorded_recipe(opened.folder), split)
+        name, rows = rows_of_recipe(opened, recorded_recipe(opened.folder, tasks=_tasks()), split)
     else:
-        columns, delimiter = _recorded_columns(opened.folder)
-        name, rows = (
-            str(data),
-            rows_of_file(opened, data, columns=columns, label_delimiter=delimiter),
-        )
-    with _bar(len(rows), "evaluate") as advance, _bar(2 * RESAMPLES, "intervals") as advance_draw:
+        name, rows = str(data), rows_of_file(opened, data, recorded_columns(opened.folder))
+    with _bar(None, "evaluate") as advance, _bar(2 * RESAMPLES, "intervals") as advance_draw:
         comparison = compare(
             opened, rows, split=name, batch_size=batch_size, advance=advance, advance_draw=advance_draw
         )
     if predictions is not None:
+        from lora_ft.serve.predict import shown
+
+        inputs = {column.name for column in opened.task.inputs()}
+        targets = {
+            column.name: "reference" if column.kind == "label" else f"reference_{column.name}"
+            for column in opened.task.columns
+            if column.target
+        }
         lines = (
             {
-                **{key: value for key, value in row.items() if key != "label"},
-                "reference": row["label"],
+                **{
+                    targets.get(key, key): shown(value) for key, value in row.items() if key in inputs or key in targets
+                },
                 **answer,
             }
             for row, answer in zip(rows, comparison.predictions, strict=True)
@@ -167,13 +175,17 @@ def evaluate(
 
 @cli.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("texts", nargs=-1)
+@click.argument("inputs", nargs=-1)
 @click.option(
     "--input",
     "source",
-    help="A file (.txt .csv .tsv .jsonl .json .parquet), or - for one text a line (pairs: one JSON object).",
+    help="A file (.txt .csv .tsv .jsonl .json .parquet), or - for one text a line (else: one JSON object a line).",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write JSON lines here instead of printing them.")
+@click.option(
+    "--pictures", type=click.Path(path_type=Path), help="Also draw the predictions into copies of the images."
+)
+@click.option("--stream", is_flag=True, help="Print generated text as it comes.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @_opening
 @click.pass_context
@@ -181,45 +193,70 @@ def predict(
     context: click.Context,
     /,
     adapter: Path,
-    texts: tuple[str, ...],
+    inputs: tuple[str, ...],
     source: str | None,
     output: Path | None,
+    pictures: Path | None,
+    stream: bool,
     batch_size: int,
     **where: Any,
 ) -> None:
-    """Answer TEXTS, a file or standard input with ADAPTER: one JSON object a row, in order."""
-    if bool(texts) == bool(source):
-        raise InputError("predict: give either texts or --input (a file, or - for standard input)")
-    if len(texts) == 1 and Path(texts[0]).is_file():
-        raise InputError(f"predict: {texts[0]} is a file, not a text. To answer its rows: --input {texts[0]}")
-    options = _open_options(where)
-    _quiet_libraries(context.obj["debug"], offline=options.offline)
+    """Answer INPUTS (texts; files or folders of images or sounds), a file or standard input: one JSON object a row."""
+    if bool(inputs) == bool(source):
+        raise InputError("predict: give either inputs or --input (a file, or - for standard input)")
+    if stream and (output is not None or pictures is not None):
+        raise InputError("predict: --stream prints text as it comes. Leave out --output and --pictures, or --stream")
+    if source not in (None, "-") and not Path(source or "").is_file():
+        raise InputError(f"predict: --input {source}: there is no such file")
+    _refuse_damaged(adapter)
+    options = _open_options(where, debug=context.obj["debug"])
     from lora_ft.assemble.saved import open_adapter
-    from lora_ft.data.sources import load_file
-    from lora_ft.serve.predict import json_rows, text_rows
+    from lora_ft.serve.predict import drawn, streamed
     from lora_ft.serve.predict import predict as answer
 
     opened = open_adapter(adapter, options)
-    window, total = 8, None
-    rows: Iterable[Any]
-    inputs = opened.manifest.run["columns"]
-    if texts and len(inputs) > 1:
-        raise InputError(
-            f"predict: this adapter answers rows of {' and '.join(inputs)}, not texts alone. Give --input FILE with "
-            "these columns, or --input - with a JSON object a line"
-        )
-    if texts:
-        rows, total = text_rows(texts), len(texts)
-    elif source == "-":
-        rows = text_rows(sys.stdin) if inputs == ["text"] else json_rows(sys.stdin, wanted=inputs)
-        window = 1  # a stream is answered batch by batch as it comes
-    else:
-        columns, delimiter = _recorded_columns(opened.folder)
-        wanted = [column for column in opened.task.columns if column.kind != "label"]
-        table = load_file(Path(source or ""), columns=columns, wanted=wanted, label_delimiter=delimiter)
-        rows, total = table, len(table)
+    rows, total = _rows_to_predict(opened, inputs, source)
+    window = 1 if source == "-" else 8  # a stream is answered batch by batch as it comes
+    if stream:
+        for piece in streamed(opened, rows):
+            click.echo(piece, nl=False)
+        return
     with _bar(total, "predict", hidden=output is None and sys.stdout.isatty()) as advance:
-        _write_lines(answer(opened, rows, batch_size=batch_size, window=window, advance=advance), output)
+        how: dict[str, Any] = {"batch_size": batch_size, "window": window, "advance": advance}
+        answers = answer(opened, rows, **how) if pictures is None else drawn(opened, rows, pictures, **how)
+        _write_lines(answers, output)
+
+
+def _rows_to_predict(
+    opened: SavedAdapter, words: tuple[str, ...], source: str | None
+) -> tuple[Iterable[Mapping[str, Any]], int | None]:
+    """The rows that the command line names, and their number if it is known."""
+    from lora_ft.assemble.recorded import recorded_columns
+    from lora_ft.data.sources import load_file
+    from lora_ft.serve.predict import argument_rows, is_file, json_rows, text_rows
+
+    task, needed = opened.task, opened.manifest.run["columns"]
+    alone = next((column for column in task.inputs() if column.name == task.argument), None)
+    if words:
+        if alone is None or (len(needed) > 1 and alone.name in needed):
+            raise InputError(
+                f"predict: this adapter answers rows of {' and '.join(needed)}, not one input alone. Give --input FILE "
+                "with these columns, or --input - with a JSON object a line"
+            )
+        if alone.kind == "text" and len(words) == 1 and is_file(Path(words[0])):
+            raise InputError(f"predict: {words[0]} is a file, not a text. To answer its rows: --input {words[0]}")
+        rows = list(argument_rows(words, alone))
+        return rows, len(rows)
+    if source == "-":
+        if alone is not None and alone.kind == "text" and set(needed) <= {alone.name}:
+            return text_rows(sys.stdin, column=alone.name), None
+        return json_rows(sys.stdin, columns=task.inputs(), needed=needed or [task.argument]), None
+    recorded = recorded_columns(opened.folder)
+    table = load_file(
+        Path(source or ""), columns=recorded.columns, wanted=task.inputs(), column_sets=task.column_sets,
+        label_delimiter=recorded.label_delimiter, sample_by=recorded.sample_by, media_dir=recorded.media_dir,
+    )  # fmt: skip
+    return table, len(table)
 
 
 @cli.command()
@@ -228,8 +265,8 @@ def predict(
 @click.pass_context
 def verify(context: click.Context, /, adapter: Path, **where: Any) -> None:
     """Prove that ADAPTER is whole, belongs to its base, and answers as it did."""
-    options = _open_options(where)
-    _quiet_libraries(context.obj["debug"], offline=options.offline)
+    _refuse_damaged(adapter)
+    options = _open_options(where, debug=context.obj["debug"])
     from lora_ft.assemble.saved import open_adapter
 
     opened = open_adapter(adapter, options)
@@ -303,7 +340,8 @@ def tasks() -> None:
         task = load_task(name)
         click.echo(f"{name}: {task.summary}")
         for column in task.columns:
-            need = "" if column.required else " (optional)"
+            sets = [kind for kind, names in task.column_sets.items() if column.name in names]
+            need = f" ({' or '.join(sets)})" if sets else "" if column.required else " (optional)"
             click.echo(f"  {column.name:<12} {column.help}{need}")
 
 
@@ -342,48 +380,20 @@ def _read(recipe: Path, overrides: Iterable[str]) -> Recipe:
     return read_recipe(recipe, overrides=tuple(overrides), tasks=_tasks())
 
 
-def _recorded_recipe(adapter: Path) -> Recipe:
-    """The rows of the recipe in an adapter folder; its data files must still be where they were.
+def _refuse_damaged(adapter: Path) -> None:
+    """Refuses an adapter folder that is absent or not whole, in less time than torch takes to import."""
+    from lora_ft.adapters.verify import resolve_adapter, verify_files
 
-    Where it was trained (device, base, output folder) does not matter for measuring and is not checked again.
-    """
-    from lora_ft.recipe.reader import read_document
-
-    file = adapter / "recipe.yaml"
-    seed = read_document(file).value["training_args"]["seed"]
-    elsewhere = (
-        f"training_args={{output_dir: {json.dumps(str(adapter.parent))}, seed: {seed}}}",
-        "model={pretrained_model_name_or_path: not/loaded}",
-        "quantization_config=null",
-        "early_stopping=null",
-    )
-    try:
-        return _read(file, elsewhere)
-    except RecipeError as error:
-        raise RecipeError([*error.faults, "The adapter itself is fine: give the rows with --data FILE"]) from error
+    verify_files(resolve_adapter(adapter))
 
 
-def _recorded_columns(adapter: Path) -> tuple[Mapping[str, str | tuple[str, ...]], str | None]:
-    """The column mapping and label delimiter with which an adapter was trained."""
-    from lora_ft.recipe.reader import read_document
-
-    section = read_document(adapter / "recipe.yaml").value["dataset"]
-    columns = {
-        name: tuple(column) if isinstance(column, list) else column
-        for name, column in (section.get("columns") or {}).items()
-    }
-    return columns, section.get("label_delimiter")
-
-
-def _open_options(where: dict[str, Any]) -> OpenOptions:
+def _open_options(where: dict[str, Any], *, debug: bool) -> OpenOptions:
+    """How an adapter is to be opened; sets up the libraries first, because this imports them."""
+    said = os.environ.get("HF_HUB_OFFLINE", "").upper()
+    offline = where.pop("offline") or said in ("1", "ON", "YES", "TRUE")
+    _quiet_libraries(debug, offline=offline)
     from lora_ft.assemble.saved import OpenOptions
 
-    offline = where.pop("offline") or os.environ.get("HF_HUB_OFFLINE", "").upper() in (
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    )
     return OpenOptions(**where, offline=offline, cache_dir=_cache_dir())
 
 

@@ -26,29 +26,30 @@ def comparison_table(comparison: Comparison, name: str) -> Table:
     for heading in ("base", "adapter [95 %]", "difference [95 %]"):
         table.add_column(heading, justify="right", no_wrap=True)
     for metric, value in comparison.adapter.items():
-        base, interval, difference = (
-            comparison.base[metric],
-            comparison.intervals[metric],
-            comparison.differences[metric],
-        )
+        interval, difference = comparison.intervals.get(metric), comparison.differences.get(metric)
+        base = comparison.base.get(metric)
         table.add_row(
             escape(metric),
-            f"{base:.3f}",
-            f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
-            f"{value - base:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
+            "" if base is None else f"{base:.3f}",
+            f"{value:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""),
+            ("" if base is None else f"{value - base:+.3f}")
+            + (f" [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else ""),
         )
-    table.caption = f"base: {comparison.base_answer}; {comparison.truncated} rows were cut"
+    cut = "" if comparison.truncated is None else f"; {comparison.truncated} rows were cut"
+    table.caption = f"base: {comparison.base_answer}{cut}"
     return table
 
 
 def result_table(result: TrainResult) -> Table:
-    """Metrics of a finished run beside the majority answer."""
+    """Metrics of a finished run beside what it had to beat: a constant answer, or the model before training."""
+    manifest = result.manifest
+    baseline = "untrained" if manifest is not None and manifest.run["majority"] is None else "constant"
     table = Table(
         title=f"trained in {result.seconds:.0f} s; the best model by {result.main_metric}", title_justify="left"
     )
     table.add_column("metric", no_wrap=True)
     for split in result.metrics:
-        table.add_column(f"{split}\nmajority", justify="right")
+        table.add_column(f"{split}\n{baseline}", justify="right")
         table.add_column("\nadapter", justify="right")
     names = list(dict.fromkeys(name for values in result.metrics.values() for name in values))
     for name in names:
@@ -71,8 +72,14 @@ def not_learned(result: TrainResult) -> Panel:
         else "Try a lower training_args.learning_rate (a third of it), a longer training_args.warmup_steps, more "
         "epochs, or look at the labels."
     )
+    untrained = manifest is not None and manifest.run["majority"] is None
+    beaten_by = (
+        "is no better than the base before training"
+        if untrained
+        else ("cannot be told from a constant answer or a coin")
+    )
     return Panel(
-        f"On the {rows} validation rows this adapter cannot be told from a constant answer or a coin.\n"
+        f"On the {rows} validation rows this adapter {beaten_by}.\n"
         f"It was saved at {escape(str(result.folder))} and its manifest says learned: false.\n{advice}",
         title="nothing learned",
         border_style="bold red",
@@ -86,15 +93,19 @@ def manifest_table(manifest: Manifest, folder: Path) -> Table:
     tensors = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
     rows: Mapping[str, Any] = {
         "task": f"{manifest.task} ({manifest.problem_type})",
-        "labels": ", ".join(manifest.labels) or "a number",
+        "labels": ", ".join(manifest.labels) or _without_labels(manifest),
         "base": f"{base.name}{'@' + base.revision if base.revision else ''} ({base.parameters / 1e6:.1f} M parameters)",
         "base fingerprint": str(base.fingerprint["weights"])[:16],
         "method": f"{manifest.peft_type}{' on ' + manifest.quantization if manifest.quantization else ''}",
         "size": f"{sum(file.bytes for file in manifest.files.values()) / 1e6:.2f} MB in {len(manifest.files)} files, "
         f"{tensors / 1e6:.2f} M values in {len(manifest.tensors)} tensors",
-        "head": ", ".join(manifest.head) + ("" if manifest.new_head else " (the base's own, trained on)"),
+        "head": (", ".join(manifest.head) + ("" if manifest.new_head else " (the base's own, trained on)"))
+        if manifest.head
+        else "none that trains",
         "metrics": "; ".join(f"{split}: {_headline(values)}" for split, values in manifest.metrics.items()) or "none",
-        "learned": {True: "yes", False: "NO: no better than a constant answer", None: "not measured"}[manifest.learned],
+        "learned": {True: "yes", False: "NO: no better than what it had to beat", None: "not measured"}[
+            manifest.learned
+        ],
         "precision": manifest.precision,
         "trained": f"{manifest.created}, seed {manifest.seed}, {manifest.run['steps']} steps",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
@@ -119,11 +130,15 @@ def adapters_table(found: Sequence[tuple[Path, Manifest | str]]) -> Table:
             escape(str(folder)),
             manifest.task,
             escape(manifest.base.name),
-            str(len(manifest.labels) or "number"),
+            str(len(manifest.labels) or _without_labels(manifest)),
             escape(_headline(scores, count=1)),
             f"{sum(file.bytes for file in manifest.files.values()) / 1e6:.2f}",
         )
     return table
+
+
+def _without_labels(manifest: Manifest) -> str:
+    return "a number" if manifest.problem_type == "regression" else "none"
 
 
 def _headline(scores: Mapping[str, float], *, count: int = 3) -> str:

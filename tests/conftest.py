@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.bases import make_base
+from tests.families import Family
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,17 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("bases") / "gpt2", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def family_bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
+    """Makes the base of a family once."""
+    made: dict[tuple[str, str | None], Path] = {}
+
+    def base_of(family: Family) -> Path:
+        key = (family.kind, family.stored)
+        if key not in made:
+            made[key] = make_base(tmp_path_factory.mktemp(family.kind), family.kind, auto_class=family.stored)
+        return made[key]
+
+    return base_of

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from lora_ft.adapters.convolutions import show_geometry
 from lora_ft.adapters.initial import changes_base, remember_initial
 from lora_ft.adapters.method import build_config, check_head, check_initialisation, set_prompt_sizes
 from lora_ft.adapters.targets import head_wrappers, inside, set_targets
@@ -52,11 +53,12 @@ def attach(
         check_initialisation(config, model, matched=matched)
     try:
         adapted: PeftModel = get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise InputError(
             f"peft_config ({config.peft_type.value}): peft {peft.__version__} cannot put it on this base: {error}"
         ) from error
     _keep_known_modules(adapted)
+    show_geometry(adapted)
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()

@@ -11,14 +11,42 @@ from lora_ft.adapters.manifest import Manifest
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
+PROCESSORS = {
+    "AutoModelForImageClassification": "AutoImageProcessor",
+    "AutoModelForObjectDetection": "AutoImageProcessor",
+    "AutoModelForAudioClassification": "AutoFeatureExtractor",
+    "AutoModelForCTC": "AutoProcessor",
+    "AutoModelForSpeechSeq2Seq": "AutoProcessor",
+}
+"""The auto class of the processor that belongs to an auto class of models; all others read texts."""
 
-def model_card(manifest: Manifest, *, auto_class: str = "AutoModelForSequenceClassification") -> str:
+INPUTS = {"AutoImageProcessor": "photo.jpg", "AutoFeatureExtractor": "sound.wav", "AutoProcessor": "sound.wav"}
+"""What a user gives to `lora-ft predict`; a text otherwise."""
+
+GEOMETRY = """
+for layer in model.modules():  # MobileNet asks its convolutions for what peft (0.21) hides of adapted ones
+    if isinstance(layer, BaseTunerLayer) and isinstance(layer.get_base_layer(), Conv2d):
+        for name in ("kernel_size", "stride", "padding", "dilation"):
+            setattr(layer, name, getattr(layer.get_base_layer(), name))
+"""
+
+LABEL_FIELDS = ("id2label", "label2id", "problem_type")
+"""Config fields that name what comes out, and change no number."""
+
+
+def model_card(
+    manifest: Manifest,
+    *,
+    auto_class: str = "AutoModelForSequenceClassification",
+    config: Mapping[str, Any] | None = None,
+) -> str:
     """The text of `README.md`.
 
     Args:
         manifest: Of the adapter. Of its `run`, `command`, `rows`, `baseline`, `truncated` and `seconds` are
             shown where they are there.
         auto_class: The transformers auto class of the task.
+        config: Config fields that the base is loaded with (`Task.model_config`); None: the number of labels.
 
     Returns:
         Markdown with YAML front matter; no licence is claimed.
@@ -35,7 +63,7 @@ def model_card(manifest: Manifest, *, auto_class: str = "AutoModelForSequenceCla
         "## How it was made",
         _making(manifest),
         "## How to load it",
-        _loading(manifest, auto_class=auto_class),
+        _loading(manifest, auto_class=auto_class, config=config),
         "## Limits",
         _limits(manifest),
     ]
@@ -63,15 +91,15 @@ def _about(manifest: Manifest) -> str:
 
 
 def _numbers(manifest: Manifest) -> str:
-    """Metrics by split, beside the majority answer where it was measured."""
+    """Metrics by split, beside those without training where they were measured."""
     baseline = manifest.run.get("baseline") or {}
-    rows = ["| split | metric | adapter | majority answer |", "| --- | --- | --- | --- |"]
+    rows = ["| split | metric | adapter | without training |", "| --- | --- | --- | --- |"]
     for split, metrics in manifest.metrics.items():
         values = metrics if isinstance(metrics, Mapping) else {split: metrics}
         for metric, value in values.items():
             rows.append(f"| {split} | {metric} | {_number(value)} | {_number(baseline.get(split, {}).get(metric))} |")
     if manifest.learned is False:
-        rows.append("\n**This run did not learn: it is no better than the majority answer.**")
+        rows.append("\n**This run did not learn: it is no better than an answer without training.**")
     return "\n".join(rows)
 
 
@@ -80,7 +108,7 @@ def _data(manifest: Manifest) -> str:
     rows = manifest.run.get("rows") or {}
     cut = manifest.run.get("truncated") or {}
     lines = [
-        f"- {split}: {count} rows" + (f", {cut[split]} of them cut to the maximum length" if cut.get(split) else "")
+        f"- {split}: {count} rows" + (f", cut to the maximum length {cut[split]} times" if cut.get(split) else "")
         for split, count in rows.items()
     ]
     return "\n".join(lines) or "Not recorded."
@@ -98,26 +126,42 @@ def _making(manifest: Manifest) -> str:
     return f"```\n{command}\n```\n\n{text}" if command else text
 
 
-def _loading(manifest: Manifest, *, auto_class: str) -> str:
+def _loading(manifest: Manifest, *, auto_class: str, config: Mapping[str, Any] | None) -> str:
     """With lora_ft, and with plain peft."""
-    arguments = f"{json.dumps(manifest.base.name)}"
-    if manifest.base.revision:
-        arguments += f", revision={json.dumps(manifest.base.revision)}"
-    if manifest.labels:
-        arguments += f", num_labels={len(manifest.labels)}"
+    reader = PROCESSORS.get(auto_class, "AutoTokenizer")
+    name = {"AutoTokenizer": "tokenizer", "AutoImageProcessor": "image_processor"}.get(reader, "processor")
+    place = "base_name" if reader == "AutoImageProcessor" else '"path/to/this/folder"'
+    given = dict(config) if config is not None else {"num_labels": len(manifest.labels)} if manifest.labels else {}
+    fields = {key: value for key, value in given.items() if key not in LABEL_FIELDS and value is not None}
+    place_of_base = ["base_name"] + ([f"revision={manifest.base.revision!r}"] if manifest.base.revision else [])
+    arguments = list(place_of_base)
+    setting = ""
+    if set(fields) - {"num_labels"}:
+        setting = f"config = AutoConfig.from_pretrained({', '.join(place_of_base)})\nconfig.update({fields!r})\n"
+        arguments.append("config=config")
+    elif fields:
+        arguments.append(f"num_labels={fields['num_labels']}")
+    if manifest.head:  # the base may have another head, which the one in this folder replaces
+        arguments.append("ignore_mismatched_sizes=True")
+    classes = ", ".join([*(["AutoConfig"] if setting else []), auto_class, reader])
+    geometry, imports = "", ""
+    if reader == "AutoImageProcessor":
+        imports = "from peft.tuners.tuners_utils import BaseTunerLayer\nfrom torch.nn import Conv2d\n"
+        geometry = GEOMETRY.rstrip("\n")
+    order = json.dumps(list(manifest.labels), ensure_ascii=False)
+    labels = f"\n\nOutput i of the head belongs to label i of: {order}." if manifest.labels else ""
     return (
         "lora_ft verifies files, base and answers before it predicts:\n\n"
-        '```\nlora-ft predict path/to/this/folder "a text"\n```\n\n'
+        f'```\nlora-ft predict path/to/this/folder "{INPUTS.get(reader, "a text")}"\n```\n\n'
         "Plain peft loads it too, without these checks:\n\n"
         "```python\n"
         "from peft import PeftModel\n"
-        f"from transformers import AutoTokenizer, {auto_class}\n\n"
-        f"base = {auto_class}.from_pretrained({arguments})\n"
-        'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
-        "```\n\n"
-        "Row i of the logits' last axis belongs to label i of: "
-        f"{json.dumps(list(manifest.labels), ensure_ascii=False)}."
+        f"{imports}from transformers import {classes}\n\n"
+        f"base_name = {json.dumps(manifest.base.name)}\n"
+        f"{setting}base = {auto_class}.from_pretrained({', '.join(arguments)})\n"
+        f'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval(){geometry}\n'
+        f"{name} = {reader}.from_pretrained({place})\n"
+        f"```{labels}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import secrets
@@ -17,14 +16,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_ft.adapters.initial import (
-    changes_base,
-    config_for_original_base,
-    for_original_base,
-    initial_adapter,
-)
+from lora_ft.adapters.convolutions import show_geometry
 from lora_ft.adapters.manifest import Manifest
-from lora_ft.adapters.targets import head_wrappers
+from lora_ft.adapters.state import adapter_tensors
 from lora_ft.adapters.tensors import LABELS_KEY, read_header
 from lora_ft.adapters.verify import CONFIG, MANIFEST, WEIGHTS, hash_file, resolve_adapter
 from lora_ft.errors import AdapterError, AdapterRefused
@@ -40,18 +34,20 @@ def write_adapter(
     metrics: Mapping[str, Any],
     card: str,
     overwrite: bool,
+    generation_config: Any | None = None,
 ) -> Manifest:
     """Writes an adapter folder under a temporary name, syncs and renames it: there is all of it or nothing.
 
     Args:
         target: The folder to be.
         model: The trained model.
-        processor: Its tokenizer or processor.
+        processor: Its tokenizer, image processor, feature extractor or processor.
         recipe_yaml: The resolved recipe.
         manifest: All but `files` and `tensors`, which are filled in here.
         metrics: Content of `metrics.json`.
         card: Content of `README.md`.
         overwrite: Whether an adapter at `target` may be replaced; it stays until the new one is in place.
+        generation_config: transformers' GenerationConfig that the model generates with, or None.
 
     Returns:
         The manifest as written.
@@ -65,14 +61,16 @@ def write_adapter(
     temporary = target.parent / f".{target.name}.tmp-{mark}"
     try:
         temporary.mkdir(parents=True)
-        processor.save_pretrained(temporary)
-        _compact(temporary / "tokenizer.json")
+        _save_processor(processor, temporary)
         save_file(
             state,
             temporary / WEIGHTS,
             metadata={"format": "pt", LABELS_KEY: json.dumps(list(manifest.labels))},
         )
         _write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if generation_config is not None:
+            settings = generation_config.to_json_string(keys_to_pop=["_from_model_config"])
+            _write_text(temporary / "generation_config.json", settings)
         _write_text(temporary / "recipe.yaml", recipe_yaml)
         _write_text(temporary / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         _write_text(temporary / "README.md", card)
@@ -161,88 +159,10 @@ def attach_saved(base_model: nn.Module, folder: Path, manifest: Manifest) -> Pef
             f"{file.parent}: does not fit {type(base_model).__name__} {manifest.base.name}: {error}"
         ) from error
     _check_landed(model, saved, file=file)
+    show_geometry(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
-
-
-def adapter_tensors(model: PeftModel, *, base_name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What is saved of a trained model: adapter and head, for the original base, on the CPU.
-
-    Args:
-        model: The trained model.
-        base_name: What goes into `base_model_name_or_path`.
-
-    Returns:
-        Tensors by peft's names, and the content of `adapter_config.json`.
-
-    Raises:
-        AdapterError: Weights of the base are among them.
-    """
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    config = copy.deepcopy(model.peft_config["default"])
-    if changes_base(config):
-        state = for_original_base(state, initial_adapter(model))
-        config_for_original_base(config)
-    refuse_base_weights(model, state)
-    config.base_model_name_or_path = base_name
-    config.inference_mode = True
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, _minimal(config, model)
-
-
-def refuse_base_weights(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
-    """Makes sure that only the adapter and its head are saved.
-
-    Args:
-        model: The trained model.
-        state: What is to be saved.
-
-    Raises:
-        AdapterError: A frozen weight of the base is among it, named with its size.
-    """
-    heads = tuple(head_wrappers(model))
-    frozen = {
-        name.removeprefix("base_model.").removeprefix("model.").replace(".base_layer.", "."): parameter
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad and ".original_module." not in name
-    }
-    plain = {name: name.removeprefix("base_model.").removeprefix("model.") for name in state}
-    intruders = {
-        name: state[name].nbytes
-        for name, short in plain.items()
-        if short in frozen and not any(short.startswith(f"{head}.") for head in heads)
-    }
-    if intruders:
-        largest = max(intruders, key=lambda name: intruders[name])
-        raise AdapterError(
-            f"adapter: {len(intruders)} frozen tensors of the base would be saved, "
-            f"{sum(intruders.values()) / 1e6:.2f} MB (largest: {largest}). An adapter folder never holds "
-            "the base."
-        )
-
-
-def _minimal(config: Any, model: PeftModel) -> dict[str, Any]:
-    """The config without what is off, so that an older peft without a new option still reads it."""
-    content = {key: _jsonable(value) for key, value in config.to_dict().items()}
-    if config.task_type is None:
-        base_class = type(model.get_base_model())
-        content["auto_mapping"] = {
-            "base_model_class": base_class.__name__,
-            "parent_library": base_class.__module__,
-        }
-    kept = ("task_type", "modules_to_save", "target_modules", "inference_mode")
-    return {key: value for key, value in content.items() if key in kept or value not in (None, False, {}, [])}
-
-
-def _jsonable(value: Any) -> Any:
-    """Sets as sorted lists, enums as their values."""
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return value
 
 
 def _check_landed(model: PeftModel, saved: Mapping[str, torch.Tensor], *, file: Path) -> None:
@@ -265,9 +185,15 @@ def _write_text(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _compact(file: Path) -> None:
-    """Takes the white space out of a JSON file: a third of tokenizer.json, beside hundreds of small adapters."""
-    if file.is_file():
+def _save_processor(processor: Any, folder: Path) -> None:
+    """Has a processor save itself; timm's saves nothing (it lies in the base's config.json), so it is written here."""
+    processor.save_pretrained(folder)
+    if not any(folder.iterdir()):
+        _write_text(
+            folder / "preprocessor_config.json", json.dumps(processor.to_dict(), indent=2, sort_keys=True) + "\n"
+        )
+    file = folder / "tokenizer.json"
+    if file.is_file():  # without white space: a third of the file, beside hundreds of small adapters
         content = json.loads(file.read_text(encoding="utf-8"))
         _write_text(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
 

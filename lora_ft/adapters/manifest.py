@@ -13,8 +13,11 @@ from typing import Any
 
 from lora_ft.errors import AdapterRefused, closest
 
-FORMAT_VERSION = 1
-"""Raised with every change after which an older lora_ft could misread a folder."""
+FORMAT_VERSION = 2
+"""Raised with every change after which an older lora_ft could misread a folder; all older ones are read.
+
+2: inputs of a probe may be `random_normal` or `constant` instead of lists.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,17 @@ class BaseIdentity:
 
 @dataclass(frozen=True)
 class Probe:
-    """A stored batch with the logits that the trained model gave for it.
+    """A stored batch with the answers that the trained model gave for it.
 
     Attributes:
-        inputs: Model inputs by name, nested lists of shape `(rows, tokens)`.
-        logits: Of the adapted model, `(rows, labels)`.
+        inputs: Model inputs by name: nested lists, rows first, or how to make them again (`probe.probe_inputs`).
+        logits: Answers of the adapted model, `(rows, values)`: logits, or what the task takes of its outputs.
         bare_logits: With the adapter off and the trained head on: what a dropped adapter would answer.
         precision: Compute dtype that they were made in, `float32`, `bfloat16` or `float16`.
         quantization: `nf4`, `fp4`, `int8`, or None.
     """
 
-    inputs: dict[str, list[Any]]
+    inputs: dict[str, Any]
     logits: list[Any]
     bare_logits: list[Any]
     precision: str
@@ -96,11 +99,11 @@ class Manifest:
         versions: Version of each package that had a say.
         seed: Seed of the run.
         metrics: Main metrics of the run.
-        learned: Whether the run beat the majority answer; None if that is not known.
+        learned: Whether the run learned anything; None if that is not known.
         settings: The recipe's `processor` section.
         precision: Compute dtype of the run.
         quantization: `nf4`, `fp4`, `int8`, or None.
-        probe: A stored batch with its logits.
+        probe: A stored batch with its answers.
         created: When, ISO 8601 in UTC.
         run: Facts about the run: steps, seconds, rows, command.
         tensors: Every tensor of the adapter file; filled in by `write_adapter`.

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_ft.adapters.initial import changes_base
-from lora_ft.adapters.targets import ALL_LINEAR
+from lora_ft.adapters.targets import SHORTHANDS
 from lora_ft.errors import InputError, closest
 
 NEEDS_DATA = ("eva", "corda", "lora_ga", "loftq")  # initialisations that peft leaves to a script of their own
@@ -77,8 +77,9 @@ def build_config(
         given["total_step"] = total_steps
     if "modules_to_save" in fields:
         given["modules_to_save"] = list(dict.fromkeys([*head, *(given.get("modules_to_save") or ())])) or None
-    if str(given.get("target_modules")).lower() == "all-linear":
-        given["target_modules"] = [ALL_LINEAR]  # as a list: peft takes no layers_to_transform beside a string
+    if str(given.get("target_modules")).lower() in SHORTHANDS:
+        # as a list: peft takes no layers_to_transform beside a string
+        given["target_modules"] = [given["target_modules"].lower()]
     try:
         return config_class(**given, task_type=task_type)
     except (ValueError, TypeError) as error:

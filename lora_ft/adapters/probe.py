@@ -1,11 +1,13 @@
-"""The probe: a stored batch whose logits are compared at every load: a lost head or adapter cannot pass."""
+"""The probe: a stored batch whose answers are compared at every load: a lost head or adapter cannot pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,13 +22,26 @@ FP32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.05
 INT8_TOLERANCE = 0.15
 REQUANTIZED_TOLERANCE = 1.5
-"""Largest difference of logits in units of the largest logit (at least 1); measured, see docs/adapters.md."""
+"""Largest difference of values in units of the largest one (at least 1); measured, see docs/adapters.md."""
 
 CLEARLY_NEARER = 0.6
+LARGE = 2_000
+"""A tensor of more elements is not written out: the images of a probe would be megabytes of digits."""
+
+NORMAL = "random_normal"
+CONSTANT = "constant"
+
+Forward = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
+"""From a model and a batch to what is compared, `(rows, values)`."""
 
 
 def make_probe(
-    model: PeftModel, inputs: Mapping[str, torch.Tensor], *, precision: str, quantization: str | None
+    model: PeftModel,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    forward: Forward,
+    precision: str,
+    quantization: str | None,
 ) -> Probe:
     """Records what the trained model answers, with its adapter and without.
 
@@ -34,7 +49,9 @@ def make_probe(
 
     Args:
         model: The trained model.
-        inputs: A padded batch of model inputs, `(rows, tokens)` each; `labels` is left out.
+        inputs: A padded batch of model inputs, rows first; `labels` is left out. Of large floating point inputs
+            (images, spectrograms) only the shape counts, see `probe_inputs`.
+        forward: What to compute of a batch; decides what is compared.
         precision: Compute dtype, `float32`, `bfloat16` or `float16`.
         quantization: `nf4`, `fp4`, `int8`, or None.
 
@@ -44,33 +61,85 @@ def make_probe(
     Raises:
         RunError: The model answers with numbers that are not finite.
     """
-    batch = {name: value for name, value in inputs.items() if name != "labels"}
-    logits = _logits(model, batch, precision=precision)
+    batch, stored = probe_inputs(inputs)
+    values = _values(model, batch, forward=forward, precision=precision)
     with _adapter_off(model) as bare_model:
-        bare = _logits(bare_model, batch, precision=precision)
-    if not (torch.isfinite(logits).all() and torch.isfinite(bare).all()):
+        bare = _values(bare_model, batch, forward=forward, precision=precision)
+    if not (torch.isfinite(values).all() and torch.isfinite(bare).all()):
         raise RunError(
             "probe: the trained model answers with numbers that are not finite. The run diverged: lower "
             "training_args.learning_rate, or train in bf16 or fp32."
         )
     return Probe(
-        inputs={name: value.tolist() for name, value in batch.items()},
-        logits=logits.tolist(),
+        inputs=stored,
+        logits=values.tolist(),
         bare_logits=bare.tolist(),
         precision=precision,
         quantization=quantization,
     )
 
 
-def check_probe(model: PeftModel, probe: Probe, *, precision: str, quantization: str | None) -> float:
+def probe_inputs(batch: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Chooses how a batch is stored, and gives the tensors that come back from that.
+
+    Small tensors and masks are stored as they are. A large floating point tensor is replaced by random numbers of
+    the same shape, of which only shape and seed are stored; a large tensor of one value (a mask) by that value.
+
+    Args:
+        batch: Model inputs; `labels`, and what is no tensor, is left out.
+
+    Returns:
+        The tensors, and for the manifest by the same names: nested lists, `{"random_normal": {"shape": [8, 3, 32, 32],
+        "seed": 0}}` or `{"constant": {"shape": [8, 900, 900], "value": 1}}`.
+    """
+    stored: dict[str, Any] = {}
+    for seed, (name, tensor) in enumerate(sorted(batch.items())):
+        if name == "labels" or not isinstance(tensor, torch.Tensor):
+            continue
+        shape = list(tensor.shape)
+        if tensor.numel() > LARGE and tensor.is_floating_point():
+            stored[name] = {NORMAL: {"shape": shape, "seed": seed}}
+        elif tensor.numel() > LARGE and bool((tensor == tensor.flatten()[0]).all()):
+            stored[name] = {CONSTANT: {"shape": shape, "value": tensor.flatten()[0].item()}}
+        else:
+            stored[name] = tensor.tolist()
+    return stored_tensors(stored), stored
+
+
+def stored_tensors(stored: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a stored batch; the same numbers with every version of numpy and torch.
+
+    Args:
+        stored: As `probe_inputs` makes it.
+
+    Returns:
+        Tensors in float32, int64 or bool.
+    """
+    return {name: _restored(value) for name, value in stored.items()}
+
+
+def _restored(value: Any) -> torch.Tensor:
+    """One stored tensor."""
+    if not isinstance(value, dict):
+        return torch.tensor(value)
+    if NORMAL in value:
+        shape = value[NORMAL]["shape"]
+        # RandomState is frozen for good (NEP 19); numpy's newer generators may change
+        numbers = np.random.RandomState(value[NORMAL]["seed"]).standard_normal(math.prod(shape))
+        return torch.from_numpy(numbers.astype(np.float32)).reshape(shape)
+    return torch.full(value[CONSTANT]["shape"], value[CONSTANT]["value"])
+
+
+def check_probe(model: PeftModel, probe: Probe, *, forward: Forward, precision: str, quantization: str | None) -> float:
     """Makes sure that a loaded adapter answers as it did when it was trained.
 
-    Two criteria: the logits differ by no more than the tolerance of both precisions, and they are not clearly
+    Two criteria: the values differ by no more than the tolerance of both precisions, and they are not clearly
     nearer to those without the adapter, where its effect can be told from the noise.
 
     Args:
         model: The loaded model.
         probe: From the manifest.
+        forward: The same that the probe was made with.
         precision: Compute dtype now.
         quantization: Quantisation of the base now.
 
@@ -80,8 +149,7 @@ def check_probe(model: PeftModel, probe: Probe, *, precision: str, quantization:
     Raises:
         AdapterRefused: The answers differ, or are not finite.
     """
-    batch = {name: torch.tensor(value) for name, value in probe.inputs.items()}
-    now = _logits(model, batch, precision=precision)
+    now = _values(model, stored_tensors(probe.inputs), forward=forward, precision=precision)
     then = torch.tensor(probe.logits)
     if now.shape != then.shape:
         raise AdapterRefused(
@@ -111,7 +179,7 @@ def check_probe(model: PeftModel, probe: Probe, *, precision: str, quantization:
 
 
 def tolerance(probe: Probe, *, precision: str, quantization: str | None) -> float:
-    """The largest difference of logits that two precisions can make; measured, see docs/adapters.md.
+    """The largest difference of values that two precisions can make; measured, see docs/adapters.md.
 
     Args:
         probe: What was recorded.
@@ -119,7 +187,7 @@ def tolerance(probe: Probe, *, precision: str, quantization: str | None) -> floa
         quantization: Quantisation of the base now.
 
     Returns:
-        The tolerance in units of the logits.
+        The tolerance in units of the values.
     """
     scale = max(1.0, float(torch.tensor(probe.logits).abs().max()))
     if _requantized(probe, quantization):
@@ -138,10 +206,10 @@ def _requantized(probe: Probe, quantization: str | None) -> bool:
 
 
 def _looks_bare(now: torch.Tensor, probe: Probe, *, noise: float) -> bool:
-    """Whether logits `(rows, labels)` are clearly nearer to those without the adapter than to the recorded.
+    """Whether values `(rows, values)` are clearly nearer to those without the adapter than to the recorded.
 
     Args:
-        now: The logits now.
+        now: The values now.
         probe: What was recorded.
         noise: Root mean square up to which an effect cannot be told from the noise of the precisions.
     """
@@ -156,18 +224,18 @@ def _rms(values: torch.Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-def _logits(model: Any, batch: Mapping[str, torch.Tensor], *, precision: str) -> torch.Tensor:
-    """Logits of a batch in fp32 on the CPU, without dropout; the model's mode is put back."""
+def _values(model: Any, batch: Mapping[str, torch.Tensor], *, forward: Forward, precision: str) -> torch.Tensor:
+    """What is compared of a batch, in fp32 on the CPU, without dropout; the model's mode is put back."""
     device = next(model.parameters()).device
     dtype = HALF.get(precision)
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits: torch.Tensor = model(**{name: value.to(device) for name, value in batch.items()}).logits
+            values = forward(model, {name: value.to(device) for name, value in batch.items()})
     finally:
         model.train(training)
-    return logits.float().cpu()
+    return values.float().cpu()
 
 
 @contextmanager

@@ -36,6 +36,9 @@ READ_BY_A_LOADER = (
 )
 """Kinds of files that peft, transformers or Python would read, and that must not lie here unlisted."""
 
+NO_OBJECT = "class_labels_classifier"
+"""The classifier of DETR and YOLOS, which has one more row than labels: there is nothing here."""
+
 
 def resolve_adapter(path: Path) -> Path:
     """Finds the adapter folder that a user means.
@@ -258,7 +261,7 @@ def _check_labels(
     if not manifest.labels or not manifest.head:
         return
     names = [name for module in manifest.head for name in head_tensors(tensors, module)]
-    if not any(tensors[name].shape[:1] == (len(manifest.labels),) for name in names):
+    if not any(tensors[name].shape[:1] == (len(manifest.labels) + (NO_OBJECT in name),) for name in names):
         raise AdapterRefused(
             f"{file}: no tensor of the head {list(manifest.head)} has a row for each of "
             f"{len(manifest.labels)} labels. Train again."

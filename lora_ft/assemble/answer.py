@@ -1,56 +1,133 @@
-"""Features -> logits, in batches of like length, in the order of the rows."""
+"""Features -> answers -> predictions, in batches of like length; nothing grows with the rows but the predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 
+from lora_ft.assemble.encode import EncodedRows, without_media
 from lora_ft.models.precision import Precision, autocast_context
+from lora_ft.tasks.base import Problem, Task
 
 
-def logits_of(
-    model: torch.nn.Module,
-    features: Sequence[dict[str, Any]],
+@dataclass(frozen=True)
+class Answers:
+    """What a model said of some features.
+
+    Attributes:
+        parts: Number of the feature -> what `Task.decode` made of its answer.
+        loss_sum: Sum of the losses, where they were asked for.
+        items: What that sum is divided by for the mean.
+    """
+
+    parts: Mapping[int, Any]
+    loss_sum: float
+    items: int
+
+
+def answer(
+    model: Any,
+    features: EncodedRows,
     *,
-    collate: Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]],
+    task: Task,
+    problem: Problem,
     precision: Precision,
     batch_size: int,
+    share: tuple[int, int] = (0, 1),
+    measure_loss: bool = False,
+    workers: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """Runs a model over features.
+) -> Answers:
+    """Runs a model over features; each batch's answer is decoded at once and forgotten.
 
     Args:
         model: An adapted model, or a base with a head.
-        features: One mapping a row, without padding, each with `length`.
-        collate: Pads a list of features to a batch.
+        features: What `encode_rows` made.
+        task: The task.
+        problem: What it is about.
         precision: What the model computes in.
-        batch_size: Rows a batch.
-        advance: Called with the number of rows done, for a progress bar.
+        batch_size: Features a batch.
+        share: `(i, n)`: only the i-th of n processes' part of the batches.
+        measure_loss: Whether to sum up the loss too; the features must have labels.
+        workers: Processes that make features of a lazy task.
+        advance: Called with the number of features done, for a progress bar.
 
     Returns:
-        Logits, float32, `(rows, outputs)`, in the order of `features`.
+        One part for each feature of the share.
     """
-    order = sorted(range(len(features)), key=lambda index: -int(features[index]["length"]))
-    parts: list[np.ndarray] = []
+    order = np.argsort(-np.asarray(features["length"][:], dtype=np.int64), kind="stable").tolist()
+    batches = list(_cut(order, batch_size))[share[0] :: share[1]]
+    loader: Any = torch.utils.data.DataLoader(
+        features,
+        batch_sampler=batches,
+        collate_fn=list,
+        num_workers=workers,
+    )
+    collate = task.collator(problem)
     device = next(model.parameters()).device
+    parts: dict[int, Any] = {}
+    loss_sum, items = 0.0, 0
     model.eval()
-    with torch.inference_mode(), autocast_context(precision):
-        for indices in _cut(order, batch_size):
-            batch = collate([features[index] for index in indices])
-            batch.pop("labels", None)
-            outputs = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-            parts.append(outputs["logits"].float().cpu().numpy())
-            if advance is not None:
-                advance(len(indices))
-    stacked = np.concatenate(parts)
-    logits = np.empty_like(stacked)
-    logits[order] = stacked
-    return logits
+    for indices, rows in zip(batches, loader, strict=True):
+        batch = on_device(collate(rows), device)
+        # no inference mode: what a model remembers of it (rotary caches) could not be trained through afterwards
+        with torch.no_grad(), autocast_context(precision):
+            outputs = None
+            if measure_loss:
+                outputs = task.forward(model, batch, problem)
+                loss_sum += float(task.loss(outputs, batch, problem, items=1))
+                items += task.items(batch)
+            found = task.answer(model, batch, problem, outputs=outputs)
+        decoded = task.decode({name: _numpy(value) for name, value in found.items()}, rows, problem)
+        parts.update(zip(indices, decoded, strict=True))
+        if advance is not None:
+            advance(len(indices))
+    return Answers(parts, loss_sum, items)
 
 
-def _cut(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def join_rows(
+    parts: Mapping[int, Any], features: EncodedRows, rows: datasets.Dataset, *, task: Task, problem: Problem
+) -> list[dict[str, Any]]:
+    """Makes one prediction for each row of the parts of its features.
+
+    Args:
+        parts: Number of the feature -> part, for all features.
+        features: The features, for the number of each one's row.
+        rows: The rows they came from; images and sounds are not read.
+        task: The task.
+        problem: What it is about.
+
+    Returns:
+        Predictions in the order of the rows.
+    """
+    groups: dict[int, list[Any]] = {}
+    for index, row in enumerate(features["row"][:]):
+        groups.setdefault(row, []).append(parts[index])
+    others = without_media(rows, task)
+    read = others if others.column_names else [{}] * len(rows)  # a table without columns has no rows
+    return [task.join(groups.get(index, []), row, problem) for index, row in enumerate(read)]
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A batch with all its tensors on a device, also those within lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: on_device(inner, device) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [on_device(inner, device) for inner in value]
+    return value
+
+
+def _numpy(tensor: torch.Tensor) -> Any:
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+
+
+def _cut(order: Sequence[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(order), size):
-        yield order[start : start + size]
+        yield list(order[start : start + size])

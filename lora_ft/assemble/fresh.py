@@ -42,13 +42,13 @@ def build(prepared: Prepared, *, precision: Precision, total_steps: int) -> Fres
     Returns:
         The adapted model on the CPU or wherever quantisation put it.
     """
-    recipe, task = prepared.recipe, prepared.task
+    recipe, task, problem = prepared.recipe, prepared.task, prepared.problem
     transformers.set_seed(int(recipe.training_args["seed"]))
     base = load_base(
         prepared.base,
-        auto_class=task.auto_class,
+        auto_class=task.model_class(problem.problem_type),
         head=task.head,
-        config=task.model_config(labels=prepared.labels, problem_type=prepared.problem_type),
+        config=task.model_config(problem),
         precision=precision,
         quantization_config=recipe.quantization_config,
         dropout=recipe.model.dropout,

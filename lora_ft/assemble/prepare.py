@@ -6,23 +6,22 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 
-from lora_ft.data.checks import RowReport, check_rows
-from lora_ft.data.encode import encode_split
+from lora_ft.assemble.encode import EncodedRows, encode_rows, without_media
+from lora_ft.data.checks import RowReport, check_rows, drop_bad_rows
 from lora_ft.data.labels import canonical_labels, infer_problem_type, label_vocabulary
+from lora_ft.data.rows import Splits
 from lora_ft.data.sources import load_splits
-from lora_ft.errors import ModelError, RecipeError, closest
+from lora_ft.errors import InputError, ModelError, RecipeError, closest
 from lora_ft.models.load import load_processor
 from lora_ft.models.resolve import BaseFolder, resolve_base
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import Task, load_task
+from lora_ft.tasks.base import Problem, Task, load_task
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -32,26 +31,20 @@ class Prepared:
     Attributes:
         recipe: The recipe.
         task: Its task.
-        problem_type: What the labels are.
-        labels: All labels in order; empty for regression.
+        problem: What rows, recipe and base make of the task.
         base: The base's folder.
-        processor: The base's tokenizer or processor.
-        settings: The `processor` section with `max_length` filled in.
         rows: Rows of each split under our column names, labels canonical.
         features: Features of each split, without padding.
         report: What was counted in the rows.
-        truncated: Rows of each split that were cut at `max_length`.
+        truncated: Features of each split that were cut; empty where features are made as they are read.
     """
 
     recipe: Recipe
     task: Task
-    problem_type: str
-    labels: tuple[str, ...]
+    problem: Problem
     base: BaseFolder
-    processor: Any
-    settings: Mapping[str, Any]
     rows: Mapping[str, datasets.Dataset]
-    features: Mapping[str, datasets.Dataset]
+    features: Mapping[str, EncodedRows]
     report: RowReport
     truncated: Mapping[str, int]
 
@@ -66,54 +59,118 @@ def prepare(recipe: Recipe) -> Prepared:
         Rows and features of each split.
 
     Raises:
-        DataError: A file, column, split or label is unusable.
-        ModelError: The base or its tokenizer cannot be found.
+        DataError: A file, column, split, row or label is unusable.
+        ModelError: The base or its processor cannot be found.
         RecipeError: The recipe does not fit the data, for instance a metric of another problem type.
     """
-    task = load_task(recipe.task)
+    task, dataset, seed = load_task(recipe.task), recipe.dataset, int(recipe.training_args["seed"])
     base = resolve_base(
         recipe.model.pretrained_model_name_or_path, revision=recipe.model.revision, offline=recipe.offline
     )
+    config = base_config(base)
     raw = load_splits(
-        recipe.dataset, columns=task.columns, seed=int(recipe.training_args["seed"]), offline=recipe.offline
+        dataset,
+        columns=task.columns,
+        column_sets=sets_of(task, recipe.model.problem_type),
+        seed=seed,
+        offline=recipe.offline,
     )
-    problem_type = recipe.model.problem_type or infer_problem_type(
-        raw["train"]["label"], label_names=recipe.dataset.label_names
-    )
-    labels = label_vocabulary(raw, problem_type=problem_type, label_names=recipe.dataset.label_names)
+    problem_type = _problem_type(recipe, task, raw, config=config)
+    labels = _labels(recipe, task, raw, problem_type=problem_type)
+    raw = usable_rows(task, raw, labels=labels, on_bad_row=dataset.on_bad_row)
     check_fit(recipe, task, problem_type=problem_type, labels=labels)
+    processor = load_processor(base, classes=task.processor_classes, trust_remote_code=recipe.model.trust_remote_code)
+    processor = task.fit_processor(processor, without_media(raw["train"], task), given=recipe.processor)
+    try:
+        settings = task.settings(recipe.processor, base_config=config, processor=processor, problem_type=problem_type)
+    except InputError as error:
+        raise RecipeError([f"{recipe.file}: {error}"]) from error
+    problem = Problem(
+        problem_type=problem_type, labels=labels, processor=processor, settings=settings,
+        generation=recipe.generation_config, augmentation=recipe.augmentation, loss=_loss_settings(recipe),
+        seed=seed,
+    )  # fmt: skip
+    raw = fitting_rows(task, raw, problem, on_bad_row=dataset.on_bad_row)
     report = check_rows(raw, columns=task.columns, problem_type=problem_type, labels=labels)
-    rows = {split: canonical_labels(table, problem_type=problem_type, labels=labels) for split, table in raw.items()}
-    processor = load_processor(base, trust_remote_code=recipe.model.trust_remote_code)
-    settings = {**recipe.processor, "max_length": longest_input(recipe, base, processor)}
+    rows: dict[str, datasets.Dataset] = dict(raw)
+    if label_column(task):
+        rows = {name: canonical_labels(table, problem_type=problem_type, labels=labels) for name, table in raw.items()}
     features = {
-        split: encode_rows(
-            table, task=task, processor=processor, labels=labels, problem_type=problem_type, settings=settings
-        )
+        split: encode_rows(table, task=task, problem=problem, training=split == "train")
         for split, table in rows.items()
     }
-    truncated = {split: sum(table["truncated"][:]) for split, table in features.items()}
+    truncated = {} if task.lazy else {split: sum(table["truncated"][:]) for split, table in features.items()}
     return Prepared(
-        recipe=recipe, task=task, problem_type=problem_type, labels=labels, base=base, processor=processor,
-        settings=settings, rows=rows, features=features, report=report, truncated=truncated,
+        recipe=recipe, task=task, problem=problem, base=base, rows=rows, features=features, report=report,
+        truncated=truncated,
     )  # fmt: skip
 
 
-def encode_rows(
-    rows: datasets.Dataset,
-    *,
-    task: Task,
-    processor: Any,
-    labels: tuple[str, ...],
-    problem_type: str,
-    settings: Mapping[str, Any],
-) -> datasets.Dataset:
-    """Encodes rows under our column names; see `Task.encode` for what comes out."""
+def _loss_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the task itself reads of the section `loss`."""
+    values = {"loss_type": recipe.loss.loss_type, "beta": recipe.loss.beta}
+    return {name: value for name, value in values.items() if value is not None}
 
-    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return task.encode(batch, processor, labels=labels, problem_type=problem_type, settings=settings)
 
-    return encode_split(rows, encode, description=f"encode {len(rows)} rows")
+def sets_of(task: Task, problem_type: str | None) -> Mapping[str, tuple[str, ...]]:
+    """The sets of columns that rows may have; the one of a problem type where that is decided."""
+    sets = task.column_sets
+    return {problem_type: sets[problem_type]} if problem_type is not None and problem_type in sets else sets
+
+
+def label_column(task: Task) -> bool:
+    """Whether a task has a column of labels, which says what kind of problem it is."""
+    return any(column.kind == "label" for column in task.columns)
+
+
+def _problem_type(recipe: Recipe, task: Task, raw: Splits, *, config: Mapping[str, Any]) -> str:
+    """What kind of problem it is: as the recipe says, else by the labels, else by columns and base."""
+    given = recipe.model.problem_type
+    if given is None and label_column(task):
+        given = infer_problem_type(raw["train"]["label"], label_names=recipe.dataset.label_names)
+    if given is None:
+        given = task.problem_type_of(raw["train"].column_names, base_config=config)
+    if given not in task.metrics:
+        raise RecipeError(
+            [f"{recipe.file}: the labels make it a {given}, and {task.name} knows only: {', '.join(task.metrics)}"]
+        )
+    return given
+
+
+def _labels(recipe: Recipe, task: Task, raw: Splits, *, problem_type: str) -> tuple[str, ...]:
+    """All labels in order: the recipe's, else the source's, else those of the training rows."""
+    given = recipe.dataset.label_names
+    if label_column(task):
+        return label_vocabulary(raw, problem_type=problem_type, label_names=given)
+    return task.vocabulary(without_media(raw["train"], task), given=given or raw.label_names)
+
+
+def usable_rows(task: Task, splits: Splits, *, labels: Sequence[str], on_bad_row: Literal["error", "skip"]) -> Splits:
+    """The rows that the task can use.
+
+    Args:
+        task: The task; it says what is wrong with a row.
+        splits: Rows under our column names.
+        labels: All labels in order.
+        on_bad_row: What happens to the others.
+
+    Raises:
+        DataError: There are others and they are not to be skipped, or too many of them are.
+    """
+    if type(task).fault is Task.fault:
+        return splits
+
+    def fault(row: Mapping[str, Any]) -> str | None:
+        return task.fault(row, labels=labels)
+
+    return drop_bad_rows(splits, fault, on_bad_row=on_bad_row)
+
+
+def fitting_rows(task: Task, splits: Splits, problem: Problem, *, on_bad_row: Literal["error", "skip"]) -> Splits:
+    """The rows that can be learned with this processor and these settings; see `usable_rows`."""
+    if type(task).misfit is Task.misfit:
+        return splits
+    return drop_bad_rows(splits, lambda row: task.misfit(row, problem), on_bad_row=on_bad_row)
 
 
 def check_fit(recipe: Recipe, task: Task, *, problem_type: str, labels: Sequence[str]) -> None:
@@ -126,7 +183,10 @@ def check_fit(recipe: Recipe, task: Task, *, problem_type: str, labels: Sequence
     """
     faults = []
     asked = recipe.training_args.get("metric_for_best_model")
-    known = (*task.metrics[problem_type], "loss", *(f"f1/{label}" for label in labels))
+    metrics = task.metrics[problem_type]
+    families = [family for family in ("f1", "map") if any(one.partition("_")[0] == family for one in metrics)]
+    kinds = dict.fromkeys(label.removeprefix("B-").removeprefix("I-") for label in labels)
+    known = (*metrics, "loss", *(f"{family}/{kind}" for family in families for kind in kinds))
     if asked is not None and str(asked).removeprefix("eval_") not in known:
         faults.append(
             f"training_args.metric_for_best_model = {asked}: {recipe.task} computes no such metric for "
@@ -134,7 +194,8 @@ def check_fit(recipe: Recipe, task: Task, *, problem_type: str, labels: Sequence
         )
     if recipe.loss.class_weight is not None and problem_type == "regression":
         faults.append("loss.class_weight: the labels are numbers, there are no classes to weigh. Leave it out")
-    if recipe.training_args.get("label_smoothing_factor") and problem_type != "single_label_classification":
+    single = problem_type == "single_label_classification"
+    if recipe.training_args.get("label_smoothing_factor") and label_column(task) and not single:
         faults.append(
             f"training_args.label_smoothing_factor: it has no effect on {problem_type}, only on one label a row. "
             "Leave it out"
@@ -143,44 +204,27 @@ def check_fit(recipe: Recipe, task: Task, *, problem_type: str, labels: Sequence
         raise RecipeError([f"{recipe.file}: {fault}" for fault in faults])
 
 
-def base_answers(base: BaseFolder, labels: Sequence[str]) -> bool:
-    """Whether the base has a head that knows these labels by name, in this order, and so can answer by itself.
+def base_answers(base: BaseFolder, task: Task, labels: Sequence[str]) -> bool:
+    """Whether the base's own head means what the task means by it, and so can answer by itself.
 
-    Names such as LABEL_0 say nothing of what they mean and count as not known.
+    A head for labels must know them by name, in this order; names such as LABEL_0 say nothing of what they mean. Where
+    there are no labels (language models, transcripts), there is nothing to mistake.
     """
-    named = _base_config(base).get("id2label") or {}
+    if not labels:
+        return not label_column(task)
+    named = base_config(base).get("id2label") or {}
     order = [str(named[key]).casefold() for key in sorted(named, key=int)]
-    return bool(labels) and order == [label.casefold() for label in labels]
+    return order == [label.casefold() for label in labels]
 
 
-def _base_config(base: BaseFolder) -> dict[str, Any]:
+def base_config(base: BaseFolder) -> dict[str, Any]:
+    """The base's config.json.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
     try:
         config: dict[str, Any] = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{base.folder}/config.json: cannot be read as JSON: {error}. Fetch the base again") from error
     return config
-
-
-def longest_input(recipe: Recipe, base: BaseFolder, processor: Any) -> int:
-    """The number of tokens at which rows are cut: as the recipe says, never more than the base can read.
-
-    Raises:
-        RecipeError: The recipe asks for more tokens than the base has positions.
-        ModelError: The base's config.json cannot be read.
-    """
-    config = _base_config(base)
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30)
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= 2  # their position numbers begin after the padding index
-    limit = min(positions, int(processor.model_max_length))
-    asked = recipe.processor.get("max_length")
-    if asked is None:
-        return min(limit, DEFAULT_MAX_LENGTH)
-    if asked > positions:
-        raise RecipeError(
-            [
-                f"{recipe.file}: processor.max_length = {asked}: {base.name} reads at most {positions} tokens. "
-                f"Set it to {positions} or less"
-            ]
-        )
-    return int(asked)

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import numpy as np
+import transformers
 
 from lora_ft.adapters.folder import attach_saved
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.adapters.probe import check_probe
 from lora_ft.adapters.verify import refuse_other_base, resolve_adapter, verify_files
-from lora_ft.assemble.answer import logits_of
-from lora_ft.assemble.prepare import encode_rows
+from lora_ft.assemble.answer import answer, join_rows
+from lora_ft.assemble.encode import EncodedRows, encode_rows
+from lora_ft.assemble.probe import probe_forward
 from lora_ft.errors import ModelError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.models.load import load_base, load_processor
 from lora_ft.models.precision import Precision, cast_frozen_linears, plan_precision
 from lora_ft.models.resolve import BaseFolder, resolve_base
-from lora_ft.tasks.base import Task, load_task
+from lora_ft.tasks.base import Problem, Task, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -77,41 +78,46 @@ class SavedAdapter:
     model: Any
     precision: Precision
 
-    def encode(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """Encodes rows under our column names; labels, where there are any, must be canonical."""
-        manifest = self.manifest
-        return encode_rows(
-            rows,
-            task=self.task,
+    @property
+    def problem(self) -> Problem:
+        """What the adapter was trained for, with the processor that lies beside it."""
+        return Problem(
+            problem_type=self.manifest.problem_type,
+            labels=self.manifest.labels,
             processor=self.processor,
-            labels=manifest.labels,
-            problem_type=manifest.problem_type,
-            settings=manifest.settings,
+            settings=self.manifest.settings,
+            generation=self.manifest.run.get("generation_config", {}),
+            loss=self.manifest.run.get("loss", {}),
+            seed=self.manifest.seed,
         )
 
-    def logits(
+    def encode(self, rows: datasets.Dataset) -> EncodedRows:
+        """Encodes rows under our column names; labels, where there are any, must be canonical."""
+        return encode_rows(rows, task=self.task, problem=self.problem)
+
+    def predict(
         self,
-        features: Sequence[dict[str, Any]],
+        rows: datasets.Dataset,
         *,
         batch_size: int,
+        features: EncodedRows | None = None,
         advance: Callable[[int], None] | None = None,
-    ) -> np.ndarray:
-        """Logits `(rows, outputs)` in the order of the features; see `logits_of`."""
-        collate = self.task.collator(
-            self.processor, problem_type=self.manifest.problem_type, settings=self.manifest.settings
-        )
-        return logits_of(
-            self.model,
-            features,
-            collate=collate,
-            precision=self.precision,
-            batch_size=batch_size,
-            advance=advance,
-        )
+    ) -> list[dict[str, Any]]:
+        """One prediction for each row, in order.
 
-    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """One prediction a row."""
-        return self.task.decode(logits, labels=self.manifest.labels, problem_type=self.manifest.problem_type)
+        Args:
+            rows: Rows under our column names; with targets they are measured, without they are answered.
+            batch_size: Features a batch.
+            features: Of these rows, if they are there already.
+            advance: Called with the number of features done.
+        """
+        task, problem = self.task, self.problem
+        encoded = self.encode(rows) if features is None else features
+        answers = answer(
+            self.model, encoded, task=task, problem=problem, precision=self.precision, batch_size=batch_size,
+            advance=advance,
+        )  # fmt: skip
+        return join_rows(answers.parts, encoded, rows, task=task, problem=problem)
 
 
 def find_base(manifest: Manifest, options: OpenOptions) -> BaseFolder:
@@ -158,11 +164,14 @@ def open_adapter(folder: Path, options: OpenOptions) -> SavedAdapter:
     )
     wish = manifest.run["dtype"]  # of the recipe; fp32 is honoured everywhere, 16 bits only where the device has them
     precision = plan_precision(device=options.device, dtype="float32" if wish == "float32" else None)
+    processor = load_processor(folder, classes=task.processor_classes, trust_remote_code=options.trust_remote_code)
+    problem = Problem(manifest.problem_type, manifest.labels, processor, manifest.settings)
+    transformers.set_seed(manifest.seed)  # for a head that the base lacks: without the adapter it is asked too
     base = load_base(
         base_folder,
-        auto_class=task.auto_class,
+        auto_class=task.model_class(manifest.problem_type),
         head=manifest.head,
-        config=task.model_config(labels=manifest.labels, problem_type=manifest.problem_type),
+        config=task.model_config(problem),
         precision=precision,
         quantization_config=quantization_config,
         dropout=0.0,
@@ -172,13 +181,14 @@ def open_adapter(folder: Path, options: OpenOptions) -> SavedAdapter:
     )
     model = attach_saved(base.model, folder, manifest)
     cast_frozen_linears(model, precision)
-    check_probe(model, manifest.probe, precision=precision.name, quantization=base.quantization)
+    check_probe(
+        model,
+        manifest.probe,
+        forward=probe_forward(task, problem),
+        precision=precision.name,
+        quantization=base.quantization,
+    )
     logger.info("adapter %s verified: files, base, tensors, probe", folder)
     return SavedAdapter(
-        folder=folder,
-        manifest=manifest,
-        task=task,
-        processor=load_processor(folder, trust_remote_code=options.trust_remote_code),
-        model=model,
-        precision=precision,
+        folder=folder, manifest=manifest, task=task, processor=processor, model=model, precision=precision
     )

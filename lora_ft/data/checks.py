@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import datasets
 
-from lora_ft.data.labels import REGRESSION, row_labels
-from lora_ft.data.rows import describe_rows, each_value
+from lora_ft.data.contents import (
+    OUTSIDE,
+    count_names,
+    counted_column,
+    hashed_inputs,
+    is_empty,
+    names_in,
+    text_inputs,
+    type_of,
+)
+from lora_ft.data.faults import BadRows, refusal, refuse_most
+from lora_ft.data.labels import MULTI, REGRESSION, SINGLE, row_labels
+from lora_ft.data.progress import watched
+from lora_ft.data.rows import Splits, describe_rows, each_value, take_rows
 from lora_ft.errors import DataError, closest
 from lora_ft.recipe.schema import Column
 
@@ -23,10 +35,12 @@ class RowReport:
 
     Attributes:
         rows: Split -> number of rows.
-        labels: Split -> label -> number of rows; empty for regression.
-        empty_texts: Split -> rows whose text is empty or white space.
+        labels: Split -> label -> number of rows, or of entities or boxes where a row has several; empty where there
+            are no labels.
+        empty_texts: Split -> rows whose text is empty or white space; empty where there are no texts.
         repeated: Split other than train -> rows whose texts occur in the training rows too.
         notes: What a user should know before training, one line each.
+        skipped: Split -> bad rows that were left out, and are not among `rows`.
     """
 
     rows: Mapping[str, int]
@@ -34,6 +48,7 @@ class RowReport:
     empty_texts: Mapping[str, int]
     repeated: Mapping[str, int]
     notes: tuple[str, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The report for display: a line for each split, then the notes."""
@@ -43,7 +58,12 @@ class RowReport:
             parts = [f"{name} {number}" for name, number in labels[:SHOWN_LABELS]]
             if len(labels) > SHOWN_LABELS:
                 parts.append(f"{len(labels) - SHOWN_LABELS} more labels")
-            shown.append(f"{split}: {count} rows" + (f" ({', '.join(parts)})" if parts else ""))
+            left_out = self.skipped.get(split, 0)
+            shown.append(
+                f"{split}: {count} rows"
+                + (f", {left_out} bad rows left out" if left_out else "")
+                + (f" ({', '.join(parts)})" if parts else "")
+            )
         return shown + list(self.notes)
 
 
@@ -59,35 +79,123 @@ def check_rows(
     Args:
         splits: What `load_splits` returned.
         columns: The columns that the task reads.
-        problem_type: What `infer_problem_type` said, or the recipe.
-        labels: What `label_vocabulary` returned.
+        problem_type: What `infer_problem_type` said, the recipe, or the task. The three of classification are about
+            a column `label`; for all others, tags, spans and boxes are counted where there are any.
+        labels: What `label_vocabulary` returned, or the task's `vocabulary`: names, or tags.
 
     Returns:
         What was counted.
 
     Raises:
-        DataError: An empty split, a label that training never sees, training rows of one class only, no
-            number in a regression, or a split in which more than half of the texts are empty.
+        DataError: An empty split, a label that training never sees, training rows of one class only or without
+            any label, no number in a regression, or a split in which more than half of the texts are empty.
     """
     for split, table in splits.items():
         if not len(table):
             raise DataError(f"dataset: the {split} split has no rows. Expected at least one; fill it or take it out")
-    texts = [column.name for column in columns if column.kind == "text" and column.name in splits["train"].column_names]
-    empty = {split: _empty_texts(splits, split, texts[0]) for split in splits}
-    targets = {split: _targets(splits, split, problem_type=problem_type, labels=labels) for split in splits}
-    if problem_type == REGRESSION:
-        _check_spread(targets["train"])
-        counts: dict[str, dict[str, int]] = {}
+    inputs = text_inputs(splits["train"], columns)
+    empty = {split: _empty_texts(splits, split, inputs[0].name) for split in splits} if inputs else {}
+    if problem_type in (SINGLE, MULTI, REGRESSION):
+        counts = _class_counts(splits, problem_type=problem_type, labels=labels)
     else:
-        counts = _label_counts(splits, targets, labels)
-        _check_classes(counts["train"], len(splits["train"]), problem_type)
-    repeated = _repeated(splits, texts)
+        counts = _name_counts(splits, columns, labels=labels)
+    repeated = _repeated(splits, inputs) if inputs else {}
+    skipped, left_out = (splits.skipped, splits.notes) if isinstance(splits, Splits) else ({}, ())
     return RowReport(
         rows={split: len(table) for split, table in splits.items()},
         labels=counts,
         empty_texts={split: len(rows) for split, rows in empty.items()},
         repeated=repeated,
-        notes=(*_empty_notes(splits, empty), *_repeated_notes(splits, repeated), *_label_notes(counts)),
+        notes=(*left_out, *_empty_notes(splits, empty), *_repeated_notes(splits, repeated), *_label_notes(counts)),
+        skipped=skipped,
+    )
+
+
+def drop_bad_rows(
+    splits: Splits,
+    fault: Callable[[Mapping[str, Any]], str | None],
+    *,
+    on_bad_row: Literal["error", "skip"],
+    description: str = "check rows",
+) -> Splits:
+    """Asks of every row whether it can be used.
+
+    Args:
+        splits: What `load_splits` returned.
+        fault: A row -> why it cannot be used, with the column's name first; None if it can.
+        on_bad_row: `error`: bad rows are refused together; `skip`: they are left out.
+        description: What a progress bar says; there is one if it takes longer than two seconds.
+
+    Returns:
+        The rows that can be used; those left out are added to `skipped`.
+
+    Raises:
+        DataError: Bad rows that are not to be skipped, or more than half of a split, with numbers and reasons.
+    """
+    bad: dict[str, BadRows] = {}
+    for split, table in splits.items():
+        rows = watched(enumerate(table), total=len(table), description=f"{description} of {split}")
+        faults = [(row, reason) for row, reason in ((row, fault(values)) for row, values in rows) if reason is not None]
+        if faults:
+            bad[split] = BadRows(faults, splits.origins[split])
+    if not bad:
+        return splits
+    if on_bad_row == "error":
+        raise refusal(list(bad.values()))
+    tables, origins, skipped = dict(splits), dict(splits.origins), dict(splits.skipped)
+    for split, found in bad.items():
+        refuse_most([found], split=split, rows=len(splits[split]))
+        kept = [row for row in range(len(splits[split])) if row not in found.rows]
+        tables[split], origins[split] = take_rows(splits[split], kept), origins[split].take(kept)
+        skipped[split] = skipped.get(split, 0) + len(found.rows)
+    return Splits(tables, origins=origins, label_names=splits.label_names, skipped=skipped, notes=splits.notes)
+
+
+def _class_counts(
+    splits: Mapping[str, datasets.Dataset], *, problem_type: str, labels: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Rows of each label in each split; none for numbers, which must differ."""
+    targets = {split: _targets(splits, split, problem_type=problem_type, labels=labels) for split in splits}
+    if problem_type == REGRESSION:
+        _check_spread(targets["train"])
+        return {}
+    counts = _label_counts(splits, targets, labels)
+    _check_classes(counts["train"], len(splits["train"]), problem_type)
+    return counts
+
+
+def _name_counts(
+    splits: Mapping[str, datasets.Dataset], columns: Sequence[Column], *, labels: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Entities, spans or boxes of each name in each split; none where a task has no such thing."""
+    column = counted_column(splits["train"], columns)
+    if column is None:
+        return {}
+    counts = {split: count_names(table, column) for split, table in splits.items() if column.name in table.column_names}
+    if not counts["train"]:
+        raise DataError(
+            f"train: {column.name} names nothing in any row. Expected at least one label: check "
+            f"`dataset.columns.{column.name}`"
+        )
+    types = labels if column.kind == "objects" else map(type_of, labels)
+    known = [name for name in dict.fromkeys(types) if name != OUTSIDE] or sorted(counts["train"])
+    unknown = [(split, name) for split, found in counts.items() for name in sorted(set(found) - set(known))]
+    if unknown:
+        raise DataError(
+            "\n".join(_unknown_name(splits, split, column, name=name, known=known) for split, name in unknown)
+        )
+    return {split: {name: found[name] for name in known} for split, found in counts.items()}
+
+
+def _unknown_name(
+    splits: Mapping[str, datasets.Dataset], split: str, column: Column, *, name: str, known: Sequence[str]
+) -> str:
+    values = enumerate(each_value(splits[split], column.name))
+    rows = [row for row, value in values if name in names_in(value, column.kind)]
+    return (
+        f"{describe_rows(splits, split, rows)}: {column.name} names {name!r}: in {len(rows)} {split} rows, but not "
+        f"among the labels.{closest(name, known)} Expected one of the {len(known)} labels of the training rows or of "
+        "`dataset.label_names`: add rows, or take these out"
     )
 
 
@@ -102,7 +210,7 @@ def _targets(
 
 def _empty_texts(splits: Mapping[str, datasets.Dataset], split: str, name: str) -> list[int]:
     """Rows without a text; kept, because a model must answer them too, but not if most of them are so."""
-    empty = [index for index, text in enumerate(each_value(splits[split], name)) if not text.strip()]
+    empty = [index for index, text in enumerate(each_value(splits[split], name)) if is_empty(text)]
     if 2 * len(empty) > len(splits[split]):
         raise DataError(
             f"{describe_rows(splits, split, empty)}: {name} is empty in {len(empty)} of {len(splits[split])} "
@@ -155,17 +263,13 @@ def _check_spread(targets: Sequence[float]) -> None:
         )
 
 
-def _repeated(splits: Mapping[str, datasets.Dataset], texts: Sequence[str]) -> dict[str, int]:
-    seen = {hash(row) for row in _inputs(splits["train"], texts)}
+def _repeated(splits: Mapping[str, datasets.Dataset], inputs: Sequence[Column]) -> dict[str, int]:
+    seen = set(hashed_inputs(splits["train"], inputs))
     return {
-        split: sum(hash(row) in seen for row in _inputs(table, texts))
+        split: sum(row in seen for row in hashed_inputs(table, inputs))
         for split, table in splits.items()
         if split != "train"
     }
-
-
-def _inputs(table: datasets.Dataset, texts: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    return zip(*(each_value(table, name) for name in texts), strict=True)
 
 
 def _empty_notes(splits: Mapping[str, datasets.Dataset], empty: Mapping[str, Sequence[int]]) -> list[str]:

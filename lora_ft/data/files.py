@@ -17,33 +17,24 @@ import json
 import logging
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_ft.data.coco import coco_rows, is_coco
+from lora_ft.data.conll import conll_rows
+from lora_ft.data.rows import FileRows
+from lora_ft.data.squad import is_squad, squad_rows
+from lora_ft.data.values import json_kind
 from lora_ft.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-TEXT_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+TEXT_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".conll", ".bio", ".iob2")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
-
-@dataclass(frozen=True)
-class FileRows:
-    """What one text file holds.
-
-    Attributes:
-        columns: Column name -> values, one a row.
-        numbers: For each row its number in the file, counted from 1, a header included.
-        cells: Whether the values are untyped text cells (CSV, TSV) and not typed values (JSON).
-    """
-
-    columns: Mapping[str, Sequence[Any]]
-    numbers: Sequence[int]
-    cells: bool
+SampleBy = Literal["line", "paragraph", "document"]
 
 
 def file_format(file: Path) -> str:
@@ -52,11 +43,12 @@ def file_format(file: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def read_rows(file: Path) -> FileRows:
+def read_rows(file: Path, *, sample_by: SampleBy = "line") -> FileRows:
     """Reads one text file.
 
     Args:
-        file: A .csv, .tsv, .json, .jsonl, .ndjson or .txt file, or one of these with .gz.
+        file: A file in one of `TEXT_FORMATS`, or one of these with .gz; .json may be nested SQuAD or COCO.
+        sample_by: What of a .txt file is one row.
 
     Returns:
         Its columns and row numbers.
@@ -70,11 +62,14 @@ def read_rows(file: Path) -> FileRows:
         ".json": _read_json,
         ".jsonl": _read_json_lines,
         ".ndjson": _read_json_lines,
-        ".txt": _read_lines,
+        ".txt": lambda file, text: _read_samples(file, text, sample_by=sample_by),
+        ".conll": conll_rows,
+        ".bio": conll_rows,
+        ".iob2": conll_rows,
     }
     reader = readers.get(file_format(file))
     if reader is None:
-        known = ", ".join((*TEXT_FORMATS, ".parquet"))
+        known = ", ".join((*TEXT_FORMATS, ".xml", ".parquet"))
         raise DataError(f"{file}: the ending says no format that can be read. Expected one of {known} (text also .gz)")
     text = _read_text(file)
     if not text.strip():
@@ -194,11 +189,16 @@ def _read_json(file: Path, text: str) -> FileRows:
         lines = text.strip().splitlines()
         hint = "; one object a line is JSON lines, name it .jsonl" if len(lines) > 1 and lines[0].endswith("}") else ""
         raise DataError(f"{file}: is not JSON: {error}{hint}. Mend the file") from error
+    if is_squad(content):
+        return squad_rows(file, content)
+    if is_coco(content):
+        return coco_rows(file, content)
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
         raise DataError(
-            f'{file}: the JSON is {_kind(content)}. Expected a list of objects, or {{"data": [...]}}; one object a row'
+            f"{file}: the JSON is {json_kind(content)}. Expected a list of objects, one a row (or "
+            '{"data": [...]}), nested SQuAD, or COCO'
         )
     return _objects(file, list(enumerate(content, start=1)), unit="row")
 
@@ -219,28 +219,32 @@ def _objects(file: Path, rows: Sequence[tuple[int, Any]], *, unit: str) -> FileR
     for number, row in rows:
         if not isinstance(row, dict):
             raise DataError(
-                f"{file}, {unit} {number}: is {_kind(row)}. Expected an object with a value for each column"
+                f"{file}, {unit} {number}: is {json_kind(row)}. Expected an object with a value for each column"
             )
         names.update(dict.fromkeys(row))
     columns = {name: [row.get(name) for _, row in rows] for name in names}
-    return FileRows(columns, [number for number, _ in rows], cells=False)
+    return FileRows(columns, [number for number, _ in rows])
 
 
-def _kind(value: Any) -> str:
-    kinds = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return kinds.get(type(value), "null")
-
-
-def _read_lines(_: Path, text: str) -> FileRows:
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    texts = [line.removesuffix("\r") for line in lines]
-    return FileRows({"text": texts}, range(1, len(texts) + 1), cells=True)
+def _read_samples(_: Path, text: str, *, sample_by: SampleBy) -> FileRows:
+    """The lines of a text, blank ones too; its paragraphs, which blank lines separate; or all of it."""
+    if sample_by == "line":
+        lines = text.split("\n")
+        if not lines[-1]:
+            lines.pop()
+        whole = [line.removesuffix("\r") for line in lines]
+        return FileRows({"text": whole}, range(1, len(whole) + 1), cells=True, ours=True)
+    text = text.replace("\r\n", "\n")
+    if sample_by == "document":
+        return FileRows({"text": [text]}, [1], cells=True, ours=True)
+    texts: list[str] = []
+    numbers: list[int] = []
+    lines = []
+    for number, line in enumerate([*text.split("\n"), ""], start=1):
+        if line.strip():
+            numbers += [] if lines else [number]
+            lines.append(line)
+        elif lines:
+            texts.append("\n".join(lines))
+            lines = []
+    return FileRows({"text": texts}, numbers, cells=True, ours=True)

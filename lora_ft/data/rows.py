@@ -23,7 +23,7 @@ class Origin:
         names: The files (or tables) the rows came from.
         source: For each row an index into `names`, `(rows,)`.
         number: For each row its number as a person counts in that file, `(rows,)`: the header of a CSV is row
-            1.
+            1; 0 where the whole file is one row.
     """
 
     names: tuple[str, ...]
@@ -35,6 +35,11 @@ class Origin:
         """The origin of rows that all came from one file."""
         number = np.asarray(numbers, dtype=np.int64)
         return cls((name,), np.zeros(len(number), dtype=np.int64), number)
+
+    @classmethod
+    def of_files(cls, names: Sequence[str]) -> Origin:
+        """The origin of rows that are a file each: an image, an annotation."""
+        return cls(tuple(names), np.arange(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64))
 
     @classmethod
     def concat(cls, origins: Sequence[Origin]) -> Origin:
@@ -55,11 +60,40 @@ class Origin:
         for index in indices[:SHOWN_ROWS]:
             by_file.setdefault(self.names[self.source[index]], []).append(str(self.number[index]))
         parts = [
-            f"{name}, {'row' if len(numbers) == 1 else 'rows'} {', '.join(numbers)}"
+            name if numbers == ["0"] else f"{name}, {'row' if len(numbers) == 1 else 'rows'} {', '.join(numbers)}"
             for name, numbers in by_file.items()
         ]
         more = f" ... ({len(indices)} rows in all)" if len(indices) > SHOWN_ROWS else ""
         return "; ".join(parts) + more
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """What a reader of one format makes of one file, a folder, or several files of one row each.
+
+    Attributes:
+        columns: Column name -> values, one a row.
+        numbers: For each row its number in the file, counted from 1, a header included.
+        cells: Whether the values are untyped text cells (CSV, TSV) and not typed values (JSON).
+        ours: Whether the format decides the names of the columns, so that they are ours already (COCO).
+        files: The files of the rows where each row is a file; `numbers` then says nothing.
+        faults: Rows that the reader could not understand: position, and the reason with the column first.
+        label_names: The order that the file gives its labels, or None.
+        notes: What was left out on purpose, one line each.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    numbers: Sequence[int]
+    cells: bool = False
+    ours: bool = False
+    files: Sequence[str] | None = None
+    faults: Sequence[tuple[int, str]] = ()
+    label_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def origin(self, name: str) -> Origin:
+        """Where the rows came from, for messages."""
+        return Origin.of(name, self.numbers) if self.files is None else Origin.of_files(self.files)
 
 
 class Splits(dict[str, datasets.Dataset]):
@@ -69,7 +103,9 @@ class Splits(dict[str, datasets.Dataset]):
         tables: Split name -> rows.
         origins: Split name -> where its rows came from.
         label_names: The order of the labels that the source itself has (a ClassLabel feature, several 0/1
-            columns).
+            columns, COCO categories, folders of classes).
+        skipped: Split name -> bad rows that were left out; without the splits that have none.
+        notes: What else was left out in reading, one line each.
     """
 
     def __init__(
@@ -78,10 +114,14 @@ class Splits(dict[str, datasets.Dataset]):
         *,
         origins: Mapping[str, Origin],
         label_names: tuple[str, ...] | None = None,
+        skipped: Mapping[str, int] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(tables)
         self.origins = dict(origins)
         self.label_names = label_names
+        self.skipped = dict(skipped or {})
+        self.notes = notes
 
 
 def describe_rows(splits: Mapping[str, datasets.Dataset], split: str, indices: Sequence[int]) -> str:

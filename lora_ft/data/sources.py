@@ -1,21 +1,26 @@
-"""Rows for each split, from files, a saved folder or the hub, under our column names.
+"""Rows for each split, from files, folders or the hub, under our column names.
 
 One row: {"text": "Broke after a week.", "label": "negative"}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 
-from lora_ft.data.files import file_format
+from lora_ft.data.columns import ColumnSets, Mapped, is_target
+from lora_ft.data.faults import BadRows, refusal, refuse_most
+from lora_ft.data.files import SampleBy, file_format
 from lora_ft.data.hub import load_tables
+from lora_ft.data.reading import Reading
 from lora_ft.data.rows import Origin, Splits, each_value, take_rows, with_column
 from lora_ft.data.splits import split_rows
-from lora_ft.data.tables import Mapped, Part, Reading, read_part, table_part
+from lora_ft.data.tables import Part, read_part, table_part
 from lora_ft.data.values import settle_types
 from lora_ft.errors import DataError
 from lora_ft.recipe.schema import Column, DatasetSection
@@ -23,7 +28,14 @@ from lora_ft.recipe.schema import Column, DatasetSection
 SPLITS = ("train", "validation", "test")
 
 
-def load_splits(dataset: DatasetSection, *, columns: Sequence[Column], seed: int, offline: bool) -> Splits:
+def load_splits(
+    dataset: DatasetSection,
+    *,
+    columns: Sequence[Column],
+    seed: int,
+    offline: bool,
+    column_sets: ColumnSets | None = None,
+) -> Splits:
     """Loads the rows of all splits.
 
     Args:
@@ -31,36 +43,51 @@ def load_splits(dataset: DatasetSection, *, columns: Sequence[Column], seed: int
         columns: The columns that the task reads.
         seed: Seed of the shares that are split off from the training rows.
         offline: Never ask a hub.
+        column_sets: Problem type -> columns, one set of which must be complete in all files.
 
     Returns:
-        `train`, `validation`, `test` (those present) -> rows with our column names only: texts, and labels of
-        one type over all splits: str, int, bool, float, or a list of str.
+        `train`, `validation`, `test` (those present) -> rows with our column names only: values as
+        `lora_ft.data.kinds` makes them, and labels of one type over all splits: str, int, bool, float, or a list of
+        str. Bad rows that were left out are counted in `skipped`.
 
     Raises:
-        DataError: A file, column, split or value is unusable; says which, and the row.
+        DataError: A file, column or split is unusable, or rows are bad and are not to be skipped; lists them.
     """
-    reading = Reading(columns, dataset.columns, dataset.label_delimiter)
-    parts = _parts(dataset, reading, offline=offline)
+    reading = Reading(
+        columns,
+        dataset.columns,
+        column_sets=column_sets or {},
+        label_delimiter=dataset.label_delimiter,
+        sample_by=dataset.sample_by,
+        media_dir=None if dataset.media_dir is None else Path(dataset.media_dir),
+    )
     shares = {
         split: share
         for split, share in (("validation", dataset.validation), ("test", dataset.test))
         if share is not None
     }
+    read = _parts(dataset, reading, offline=offline)
     for split, share in shares.items():
-        if split in parts:
+        if split in read:
             raise DataError(
                 f"dataset.{split} = {share}: there is a {split} split already. Expected one of the "
                 f"two: take out the share, or the {split} {'files' if dataset.data_files else 'split'}"
             )
-    splits = _join(parts)
+    parts, skipped = _usable(read, on_bad_row=dataset.on_bad_row)
+    splits = _join(parts, skipped=skipped)
     if not shares:
         return splits
     train, origin = splits["train"], splits.origins["train"]
     chosen = split_rows(_labels_of(train), shares=shares, seed=seed)
     tables = {**splits, **{split: take_rows(train, rows) for split, rows in chosen.items()}}
     origins = {**splits.origins, **{split: origin.take(rows) for split, rows in chosen.items()}}
-    order = [split for split in SPLITS if split in tables]
-    return Splits({split: tables[split] for split in order}, origins=origins, label_names=splits.label_names)
+    return Splits(
+        {split: tables[split] for split in SPLITS if split in tables},
+        origins=origins,
+        label_names=splits.label_names,
+        skipped=splits.skipped,
+        notes=splits.notes,
+    )
 
 
 def load_file(
@@ -68,49 +95,135 @@ def load_file(
     *,
     columns: Mapped,
     wanted: Sequence[Column],
+    column_sets: ColumnSets | None = None,
     label_delimiter: str | None = None,
+    sample_by: SampleBy = "line",
+    media_dir: str | Path | None = None,
 ) -> datasets.Dataset:
-    """Loads the rows of one file for evaluation or prediction.
+    """Loads the rows of one file for prediction.
 
     Args:
-        file: A file in any format of `load_splits`, or a .txt file with one text a line.
+        file: A file in any format of `load_splits`, a folder of images or sounds, or one of these. What a .txt file
+            holds is the one text that the rows need, whatever its name.
         columns: `dataset.columns` as the adapter was trained with.
-        wanted: The columns to read; a label column may be absent from the file, and is then absent from the
-            rows.
+        wanted: The columns to read; target columns may be absent from the file, and are then absent from the rows.
+        column_sets: Problem type -> columns: best only the set of the adapter's problem type.
         label_delimiter: As in the recipe.
+        sample_by: As in the recipe.
+        media_dir: As in the recipe; None: relative paths start at the folder of the file.
 
     Returns:
         Rows with our column names only.
 
     Raises:
-        DataError: As `load_splits`.
+        DataError: As `load_splits`; bad rows are never left out, so that answers follow the rows of the file.
+    """
+    return load_rows(
+        file, columns=columns, wanted=wanted, column_sets=column_sets, label_delimiter=label_delimiter,
+        sample_by=sample_by, media_dir=media_dir,
+    )["rows"]  # fmt: skip
+
+
+def load_rows(
+    file: Path,
+    *,
+    columns: Mapped,
+    wanted: Sequence[Column],
+    column_sets: ColumnSets | None = None,
+    label_delimiter: str | None = None,
+    sample_by: SampleBy = "line",
+    media_dir: str | Path | None = None,
+) -> Splits:
+    """Loads the rows of one file for evaluation, as `load_file`; they know their numbers in the file.
+
+    Returns:
+        One split, `rows`.
     """
     named = {column.name for column in wanted}
     mapping: Mapped = {ours: theirs for ours, theirs in columns.items() if ours in named}
+    reading = Reading(
+        wanted,
+        mapping,
+        column_sets=column_sets or {},
+        label_delimiter=label_delimiter,
+        targets_optional=True,
+        sample_by=sample_by,
+        media_dir=None if media_dir is None else Path(media_dir),
+    )
     if file_format(file) == ".txt":
-        mapping = {ours: "text" if ours == "text" else theirs for ours, theirs in mapping.items()}
-    part = read_part(file, Reading(wanted, mapping, label_delimiter, label_optional=True))
-    return _join({"train": [part]})["train"]
+        reading = replace(reading, mapping={**mapping, **_only_text(reading)})
+    part = read_part([file], reading)
+    if part.faults:
+        raise refusal([BadRows(part.faults, part.origin)], remedy="")
+    return _join({"rows": [part]})
+
+
+def _only_text(reading: Reading) -> dict[str, str]:
+    """The mapping for a .txt file where no column is called `text`: its text is the only text input there is."""
+    in_sets = {name for names in reading.column_sets.values() for name in names}
+    if any(column.name == "text" for column in reading.columns):
+        return {}
+    texts = [
+        column.name
+        for column in reading.columns
+        if column.kind == "text" and not is_target(column) and (column.required or column.name in in_sets)
+    ]
+    return {texts[0]: "text"} if len(texts) == 1 else {}
 
 
 def _parts(dataset: DatasetSection, reading: Reading, *, offline: bool) -> dict[str, list[Part]]:
     """What each file or table gives, in the order train, validation, test."""
-    if dataset.path is not None:
-        tables = load_tables(dataset, offline=offline)
-        return {split: [table_part(tables[split][1], tables[split][0], reading)] for split in SPLITS if split in tables}
-    if "train" not in dataset.data_files:
-        raise DataError("dataset.data_files: has no train files. Write `data_files: {train: <a file>}`")
     parts: dict[str, list[Part]] = {}
-    for split in SPLITS:
-        files = dataset.data_files.get(split, ())
-        for file in map(Path, files):
-            if file_format(file) == ".txt":
-                raise DataError(f"{file}: a .txt file has no labels. Expected .csv, .tsv, .json, .jsonl or .parquet")
-            parts.setdefault(split, []).append(read_part(file, reading))
+    for split, part in _each_part(dataset, reading, offline=offline):
+        parts.setdefault(split, []).append(part)
     return parts
 
 
-def _join(parts: Mapping[str, Sequence[Part]]) -> Splits:
+def _each_part(dataset: DatasetSection, reading: Reading, *, offline: bool) -> Iterator[tuple[str, Part]]:
+    if dataset.path is not None:
+        tables = load_tables(dataset, offline=offline)
+        folder = Path(dataset.path) if Path(dataset.path).is_absolute() else None
+        for split in SPLITS:
+            if split in tables:
+                name, table = tables[split]
+                part = table_part(table, name, reading, folder=folder)
+                reading = reading.narrowed(part.column_set)
+                yield split, part
+        return
+    if "train" not in dataset.data_files:
+        raise DataError("dataset.data_files: has no train files. Write `data_files: {train: <a file>}`")
+    for split in SPLITS:
+        for ending, files in groupby(map(Path, dataset.data_files.get(split, ())), key=file_format):
+            if ending == ".txt" and any(column.kind == "label" for column in reading.columns):
+                raise DataError(
+                    f"{next(files)}: a .txt file has no labels. Expected .csv, .tsv, .json, .jsonl or .parquet"
+                )
+            for group in [list(files)] if ending == ".xml" else [[file] for file in files]:
+                part = read_part(group, reading)
+                reading = reading.narrowed(part.column_set)
+                yield split, part
+
+
+def _usable(
+    parts: Mapping[str, Sequence[Part]], *, on_bad_row: Literal["error", "skip"]
+) -> tuple[dict[str, list[Part]], dict[str, int]]:
+    """The parts without their bad rows, and how many these were; or the error that lists them all."""
+    bad = {
+        split: [BadRows(part.faults, part.origin) for part in group if part.faults] for split, group in parts.items()
+    }
+    every = [group for groups in bad.values() for group in groups]
+    if every and on_bad_row == "error":
+        raise refusal(every)
+    for split, groups in bad.items():
+        refuse_most(groups, split=split, rows=sum(len(part.table) for part in parts[split]))
+    kept = {
+        split: [part.without({row for row, _ in part.faults}) if part.faults else part for part in group]
+        for split, group in parts.items()
+    }
+    return kept, {split: sum(len(group.rows) for group in groups) for split, groups in bad.items() if groups}
+
+
+def _join(parts: Mapping[str, Sequence[Part]], *, skipped: Mapping[str, int] | None = None) -> Splits:
     """Puts the files of each split together and gives all labels one type."""
     flat = [(split, part) for split, group in parts.items() for part in group]
     labelled = [(split, part) for split, part in flat if part.labels is not None]
@@ -121,12 +234,17 @@ def _join(parts: Mapping[str, Sequence[Part]]) -> Splits:
     feature = _label_feature([value for values in labels.values() for value in values])
     tables: dict[str, datasets.Dataset] = {}
     for split, group in parts.items():
-        table = datasets.concatenate_datasets([part.texts for part in group])
+        table = datasets.concatenate_datasets([part.table for part in group])
         if split in labels:
             table = with_column(table, "label", labels[split], feature=feature)
         tables[split] = table
-    origins = {split: Origin.concat([part.origin for part in group]) for split, group in parts.items()}
-    return Splits(tables, origins=origins, label_names=_label_order([part.label_names for _, part in flat]))
+    return Splits(
+        tables,
+        origins={split: Origin.concat([part.origin for part in group]) for split, group in parts.items()},
+        label_names=_label_order([part.label_names for _, part in flat]),
+        skipped=skipped,
+        notes=tuple(note for _, part in flat for note in part.notes),
+    )
 
 
 def _label_order(orders: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:

@@ -14,6 +14,10 @@ NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 BOOLEANS = {"true": True, "false": False}
 
 
+class BadValue(ValueError):
+    """A value that is not of its kind; the text is the reason and reads on after the name of the column."""
+
+
 def text_of(value: Any) -> str | None:
     """A text cell: texts as they are ("NA" and "None" too), numbers and booleans spelt out.
 
@@ -28,6 +32,20 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
         return str(value)
     return None
+
+
+def json_kind(value: Any) -> str:
+    """What a value is, for messages: `an object`, `a list`, `a text`, ..."""
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        bytes: "bytes",
+    }
+    return kinds.get(type(value), "null" if value is None else "a value of another kind")
 
 
 def label_of(value: Any) -> Any:

@@ -9,7 +9,7 @@ import evaluate
 
 from lora_ft.errors import InputError, closest
 
-NOT_METRICS = ("intervals", "load")
+NOT_METRICS = ("intervals", "libraries", "load", "totals")
 
 
 def metric_names() -> tuple[str, ...]:
@@ -25,10 +25,10 @@ def load_metric(name: str) -> evaluate.Metric:
     the file into a cache, imports the copy, and locks an Arrow file that all processes of a machine share.
 
     Args:
-        name: The file's name: `single_label`, `multi_label`, `regression`.
+        name: The file's name: `single_label`, `entities`, `transcripts`.
 
     Returns:
-        A metric with `compute(predictions=..., references=..., ...)`.
+        A metric with `compute(predictions=..., references=..., ...)`; its `inputs_description` says what it takes.
 
     Raises:
         InputError: No file of this folder has that name.

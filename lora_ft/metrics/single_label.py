@@ -60,6 +60,33 @@ def single_label_scores(
     return scores
 
 
+def label_ranks(ranked: Sequence[Sequence[Any]], references: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """At which place each row's true label is named: 0 is the best, a label that is not named is beyond every place.
+
+    Args:
+        ranked: For each row labels (or class numbers), the likeliest first.
+        references: The true label of each row.
+
+    Returns:
+        Places, `(rows,)`.
+    """
+    places = [
+        list(labels).index(true) if true in labels else np.iinfo(np.int64).max
+        for labels, true in zip(ranked, references, strict=True)
+    ]
+    return np.asarray(places, dtype=np.int64)
+
+
+def top_k_accuracy(ranks: npt.NDArray[np.int64], k: int) -> float:
+    """The share of rows whose true label is among the `k` likeliest; 0.0 without rows.
+
+    Args:
+        ranks: As `label_ranks` gives them, of all rows or of drawn ones (`ranks[rows]`).
+        k: How many labels a row may name, 5 for top-5 accuracy.
+    """
+    return float((ranks < k).mean()) if len(ranks) else 0.0
+
+
 def _matthews(matrix: npt.NDArray[np.int64]) -> float:
     """Matthews' correlation for any number of classes, 0.0 where one side is constant.
 

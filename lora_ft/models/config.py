@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import transformers
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lora_ft.errors import ModelError
 from lora_ft.models.resolve import KEY, BaseFolder
@@ -19,17 +21,15 @@ def load_config(
     Args:
         base: Where the base lies.
         fields: Fields that the data decides, such as `num_labels`, `id2label`, `label2id`, `problem_type`.
-        dropout: Probability for every dropout field, or `keep`. A frozen base gains nothing from its own
-        dropouts, and
-            they cost a third of the step.
+        dropout: Probability for every dropout field, or `keep`. A frozen base gains nothing from its own dropouts,
+            and they cost a third of the step.
         trust_remote_code: Whether code from the base's folder may run.
 
     Returns:
         The config for the auto class.
 
     Raises:
-        ModelError: The config cannot be read, needs code that was not allowed, or belongs to a quantised
-        copy.
+        ModelError: The config cannot be read, needs code that was not allowed, or belongs to a quantised copy.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -62,13 +62,32 @@ def all_configs(config: Any) -> Iterator[Any]:
 
 
 def _set_dropouts(config: Any, probability: float) -> None:
-    """Sets every probability whose name says drop: hidden_dropout_prob, attn_pdrop, layerdrop, ...
+    """Sets every probability whose name says drop: hidden_dropout_prob, attn_pdrop, layerdrop, drop_path_rate, ...
 
-    None stays None: there a model falls back on one of the other fields.
+    None stays None: there a model falls back on one of the other fields. timm's are arguments within `model_args`.
     """
     for name, value in list(vars(config).items()):
-        if "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
+        if _is_dropout(name, value):
             setattr(config, name, probability)
+        elif name == "model_args" and isinstance(value, dict):
+            set_to = {key: probability for key, given in value.items() if _is_dropout(key, given)}
+            setattr(config, name, {**value, **set_to})
+
+
+def set_dropouts(model: nn.Module, probability: float) -> None:
+    """Sets every dropout that is left: a few models have one that no field of the config knows (GPT-2's heads).
+
+    Args:
+        model: A loaded base; changed in place.
+        probability: For every dropout that is not off anyway.
+    """
+    for module in model.modules():
+        if isinstance(module, _DropoutNd) and module.p > 0:
+            module.p = probability
+
+
+def _is_dropout(name: str, value: Any) -> bool:
+    return "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def unreadable(base: BaseFolder, what: str, error: Exception) -> ModelError:

@@ -4,6 +4,8 @@ Where the parts come from, of one real base (all-MiniLM-L6-v2):
     weights    model.safetensors   encoder.layer.0.output.dense.weight  F32  (384, 1536)  and its bytes
     config     config.json         {"model_type": "bert", "hidden_size": 384, ...} without what versions write
     tokenizer  tokenizer.json      {"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, ...}}, ...}
+and of a base for images or sounds:
+    inputs     preprocessor_config.json  {"size": {"height": 224, "width": 224}, "image_mean": [0.5, 0.5, 0.5], ...}
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +25,7 @@ from lora_ft.models.weights import StoredTensor, stored_tensors, weight_files
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 FULL_BYTES = 2 * 1024**3  # up to here every byte is read: a few seconds
 WHOLE_TENSOR_BYTES = 1024**2
 BLOCKS = 64
@@ -69,6 +71,18 @@ TOKENIZER_FIELDS = [
 ]
 """Fields of tokenizer_config.json that change ids though tokenizer.json stays the same."""
 
+PREPROCESSOR_FILES = ["preprocessor_config.json", "processor_config.json"]
+PREPROCESSOR_PARTS = ["image_processor", "feature_extractor"]
+"""Where processor_config.json, as transformers 5 writes it, keeps what once was preprocessor_config.json."""
+
+PREPROCESSOR_FIELDS = [
+    "do_resize", "size", "resample", "crop_pct", "do_center_crop", "crop_size", "do_pad", "pad_size", "do_convert_rgb",
+    "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "sampling_rate", "feature_size",
+    "num_mel_bins", "n_fft", "hop_length", "chunk_length", "max_length", "dither", "padding_value",
+    "return_attention_mask", "mean", "std",
+]  # fmt: skip
+"""Fields that decide which numbers become of an image or a sound."""
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -81,6 +95,7 @@ class Fingerprint:
         tokenizer: Digest of what changes token ids, or `none`.
         method: `full` if every byte was read, `sampled` if large tensors were read in evenly spaced blocks.
         bytes: Size of all weights.
+        inputs: Digest of what makes numbers of images and sounds, or `none` (texts).
     """
 
     weights: str
@@ -89,6 +104,7 @@ class Fingerprint:
     tokenizer: str
     method: str
     bytes: int
+    inputs: str = "none"
 
 
 def fingerprint(base: BaseFolder, *, cache_dir: Path | None) -> Fingerprint:
@@ -138,6 +154,8 @@ def differences(recorded: Fingerprint, found: Fingerprint) -> list[str]:
         reasons.append("config.json differs: the same weights would compute something else")
     if recorded.tokenizer != found.tokenizer:
         reasons.append("tokenizer differs: the same text would give other token ids")
+    if recorded.inputs != found.inputs:
+        reasons.append("preprocessor_config.json differs: the same image or sound would give other numbers")
     return reasons
 
 
@@ -155,6 +173,7 @@ def _compute(folder: Path) -> Fingerprint:
         tokenizer=_tokenizer(folder),
         method=method,
         bytes=size,
+        inputs=_inputs(folder),
     )
 
 
@@ -197,17 +216,36 @@ def _feed(digest: Any, stream: BinaryIO, *, start: int, size: int) -> None:
 
 
 def _canonical(file: Path, *, without: frozenset[str] = frozenset(), only: Sequence[str] | None = None) -> str:
-    """A JSON file in one spelling, without some of its top-level fields."""
+    """A JSON file in one spelling, without some of its top-level fields; null counts as absent."""
+    return _spelled(_object(file), without=without, only=only)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object of a file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        kept = {
-            key: value
-            for key, value in content.items()
-            if key not in without and (only is None or key in only) and value is not None
-        }
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return dict(content.items())
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{file}: not a JSON object ({error}). Download or copy the base again.") from error
+
+
+def _spelled(content: Mapping[str, Any], *, without: frozenset[str], only: Sequence[str] | None) -> str:
+    kept = {
+        key: value
+        for key, value in content.items()
+        if key not in without and (only is None or key in only) and value is not None
+    }
     return json.dumps(kept, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+
+
+def _inputs(folder: Path) -> str:
+    """Digest of how images and sounds become numbers; timm says it in config.json, which has a digest anyway."""
+    for name in PREPROCESSOR_FILES:
+        if (folder / name).is_file():
+            content = _object(folder / name)
+            parts = [content[part] for part in PREPROCESSOR_PARTS if isinstance(content.get(part), dict)]
+            return _digest(_spelled(part, without=frozenset(), only=PREPROCESSOR_FIELDS) for part in parts or [content])
+    return "none"
 
 
 def _tokenizer(folder: Path) -> str:
@@ -228,7 +266,7 @@ def _tokenizer(folder: Path) -> str:
 
 def _stamps(folder: Path) -> list[list[str | int]]:
     """Real path, size, time and inode of every file that a fingerprint reads."""
-    names = ("config.json", "tokenizer.json", TOKENIZER_CONFIG, *VOCABULARY_FILES)
+    names = ("config.json", "tokenizer.json", TOKENIZER_CONFIG, *VOCABULARY_FILES, *PREPROCESSOR_FILES)
     files = [*weight_files(folder), *(folder / name for name in names if (folder / name).is_file())]
     status = [(str(file.resolve()), file.stat()) for file in files]
     return [[path, found.st_size, found.st_mtime_ns, found.st_ino] for path, found in status]

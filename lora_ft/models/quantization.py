@@ -104,3 +104,20 @@ def quantized_modules(model: nn.Module) -> set[str]:
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     return {name for name, module in model.named_modules() if isinstance(module, (Linear4bit, Linear8bitLt))}
+
+
+def refuse_unquantized(model: nn.Module, *, base: str) -> None:
+    """Makes sure that quantising had an effect: only linear layers can be quantised, and the head never is.
+
+    Args:
+        model: A base that was loaded quantised.
+        base: The user's name of it, for the error.
+
+    Raises:
+        ModelError: No layer is quantised.
+    """
+    if not quantized_modules(model):
+        raise ModelError(
+            f"{KEY}: {base} ({type(model).__name__}) has no linear layers outside its head, and bitsandbytes quantises"
+            " nothing else. Expected a base with linear layers. Leave the section out."
+        )

@@ -82,11 +82,13 @@ class Struct:
         name: `LoraConfig`, `dataset`.
         fields: Its keys.
         package: The package it comes from, or empty for our own sections.
+        plural: Whether the name is that of several things.
     """
 
     name: str
     fields: Mapping[str, Field]
     package: str = ""
+    plural: bool = False
 
     def title(self) -> str:
         """`LoraConfig (peft 0.21.2)`, or the name of a section of ours."""

@@ -17,14 +17,16 @@ class Default:
         key: The upstream field.
         value: Our default.
         reason: Why, for the documentation.
-        when: `always`, `lora` (only for peft_type LORA) or `validation` (only with a validation split).
+        when: `always`, `lora` (only for peft_type LORA), `linear` (likewise, and not where images are read, whose
+            bases are made of convolutions as often as of linear layers) or `validation` (only with a validation
+            split).
     """
 
     section: str
     key: str
     value: Any
     reason: str
-    when: Literal["always", "lora", "validation"] = "always"
+    when: Literal["always", "lora", "linear", "validation"] = "always"
 
 
 DEFAULTS: tuple[Default, ...] = (
@@ -43,7 +45,7 @@ DEFAULTS: tuple[Default, ...] = (
         "target_modules",
         "all-linear",
         "works for every base; peft's own guess only for known ones",
-        "lora",
+        "linear",
     ),
     Default(
         "training_args",
@@ -96,9 +98,10 @@ def fill_defaults(draft: Draft) -> None:
         for key in (draft.document.find((section,))[1] or {} if _is_mapping(draft, section) else {})
     }
     lora = draft.value("peft_config", "peft_type", default="LORA") == "LORA"
+    linear = lora and not (draft.task and any(column.kind == "image" for column in draft.task.columns))
     validation = has_split(draft, "validation") is not False
     for default in DEFAULTS:
-        wanted = {"always": True, "lora": lora, "validation": validation}[default.when]
+        wanted = {"always": True, "lora": lora, "linear": linear, "validation": validation}[default.when]
         if wanted and (default.section, default.key) not in written and default.section in draft.values:
             draft.values[default.section][default.key] = default.value
     if draft.given("peft_config", "target_parameters") and ("peft_config", "target_modules") not in written:

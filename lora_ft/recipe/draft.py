@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_ft.recipe.column_sets import possible_sets
 from lora_ft.recipe.faults import Document, KeyPath
 from lora_ft.recipe.schema import Column, TaskFacts
+
+MULTI = "multi_label_classification"
+REGRESSION = "regression"
 
 
 @dataclass
@@ -58,16 +62,44 @@ class Draft:
 
 
 def problem_type(draft: Draft) -> str | None:
-    """The problem type as far as the recipe says it: by name, or by labels that come several at a time."""
+    """The problem type as far as the recipe says it.
+
+    By name, by labels that come several at a time, by the columns that it names, or because the task has only one.
+    """
+    if draft.task is None:
+        return None
+    known = tuple(draft.task.metrics)
     given = draft.value("model", "problem_type")
-    if given is not None:
+    if given in known:
         return str(given)
-    return "multi_label_classification" if several_labels(draft) else None
+    if several_labels(draft):
+        return MULTI if MULTI in known else None
+    sets = sets_of(draft)
+    if len(sets) == 1 and draft.task.column_sets:
+        return next(iter(sets))
+    return known[0] if len(known) == 1 else None
+
+
+def sets_of(draft: Draft) -> dict[str, tuple[str, ...]]:
+    """The sets of columns that the rows may have; see `possible_sets`."""
+    if draft.task is None:
+        return {}
+    return possible_sets(
+        draft.task.columns,
+        draft.task.column_sets,
+        mapped=draft.section("dataset").get("columns", {}),
+        problem_type=draft.value("model", "problem_type"),
+    )
+
+
+def reads_media(task: TaskFacts) -> bool:
+    """Whether a task reads images or sounds."""
+    return any(column.kind in ("image", "audio") for column in task.columns)
 
 
 def several_labels(draft: Draft) -> KeyPath | None:
     """The key that says that a row has several labels; None if nothing does."""
-    if draft.value("dataset", "label_delimiter"):
+    if draft.value("dataset", "label_delimiter") and label_columns(draft):
         return ("dataset", "label_delimiter")
     for column in label_columns(draft):
         if isinstance(draft.value("dataset", "columns", column.name), tuple):

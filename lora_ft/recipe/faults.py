@@ -75,10 +75,16 @@ class Document:
         return True, value
 
     def place(self, path: KeyPath) -> Place:
-        """The place of a key, or of the nearest section around it."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.places:
-                return self.places[path[:length]]
+        """The place of a key, of the nearest section around it, or of the first key below that."""
+        around = [path[:length] for length in range(len(path), 0, -1)]
+        for known in around:
+            if known in self.places:
+                return self.places[known]
+        for known in around:
+            # An override makes a section without a place of its own.
+            below = [place for one, place in self.places.items() if one[: len(known)] == known]
+            if below:
+                return min(below, key=lambda place: place.order)
         return Place(order=1, text=f"{self.name}:1")
 
     def render(self, fault: Fault) -> str:

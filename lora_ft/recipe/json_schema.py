@@ -26,8 +26,9 @@ from lora_ft.recipe.sections import REQUIRED_KEYS
 from lora_ft.recipe.words import (
     OPTIONAL_SECTIONS,
     REQUIRED_SECTIONS,
+    TASK_SECTIONS,
     columns_of,
-    processor_of,
+    keys_of,
     section_help,
     section_struct,
 )
@@ -46,7 +47,8 @@ def json_schema(tasks: Mapping[str, TaskFacts]) -> dict[str, Any]:
         tasks: The known tasks by name.
 
     Returns:
-        A schema of draft 2020-12. `peft_config` depends on `peft_type`, columns and processor on the task.
+        A schema of draft 2020-12. `peft_config` depends on `peft_type`; the columns, the problem types and the keys
+        of some sections on the task.
     """
     helps = section_help()
     properties: dict[str, Any] = {
@@ -123,11 +125,16 @@ def _method(peft_type: str) -> dict[str, Any]:
 
 
 def _of_task(task: TaskFacts) -> dict[str, Any]:
-    columns = {"properties": {"columns": type_schema(columns_of(task))}}
-    processor = _section("processor", processor_of(task)) | {"type": ["object", "null"]}
+    sections: dict[str, Any] = {
+        "model": {"properties": {"problem_type": {"enum": [*task.metrics, None]}}},
+        "dataset": {"properties": {"columns": type_schema(columns_of(task))}},
+        "loss": {"properties": {"loss_type": {"enum": [*task.loss_types, None]}}},
+    }
+    for section in TASK_SECTIONS:
+        sections[section] = _section(section, keys_of(task, section)) | {"type": ["object", "null"]}
     return {
         "if": {"properties": {"task": {"const": task.name}}, "required": ["task"]},
-        "then": {"properties": {"dataset": columns, "processor": processor}},
+        "then": {"properties": sections},
     }
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_ft.recipe.draft import Draft
+from lora_ft.recipe.draft import Draft, reads_media
 from lora_ft.recipe.faults import Fault, KeyPath, nearest
-from lora_ft.recipe.peek import SUFFIXES, suffix_of
+from lora_ft.recipe.peek import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SUFFIXES, suffix_of
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
@@ -87,7 +87,20 @@ def _output(text: str, folder: Path) -> str:
         if path.is_file():
             what = "it is a file" if path == output else f"{path} is a file"
             raise _PathError(f"{what}. Expected a folder, which is made if it does not exist")
+        if path.is_dir():
+            if not os.access(path, os.W_OK | os.X_OK):
+                what = "it" if path == output else str(path)
+                raise _PathError(f"{what} may not be written to. Give another folder, or the right to write there")
+            break
     return str(output)
+
+
+def _folder(text: str, folder: Path) -> str:
+    path = _absolute(text, folder)
+    if not path.is_dir():
+        what = "it is a file. Expected a folder" if path.is_file() else f"there is no such folder.{_near(path, text)}"
+        raise _PathError(what)
+    return str(path)
 
 
 def _json_file(text: str, folder: Path) -> str:
@@ -99,15 +112,21 @@ def _json_file(text: str, folder: Path) -> str:
     return str(path)
 
 
+def _template(text: str, folder: Path) -> str:
+    return text if "{" in text else _json_file(text, folder)
+
+
 SINGLE_PATHS: dict[tuple[str, str], Callable[[str, Path], str]] = {
     ("model", "pretrained_model_name_or_path"): _base,
     ("dataset", "path"): _hub_or_folder,
+    ("dataset", "media_dir"): _folder,
     ("training_args", "output_dir"): _output,
     ("training_args", "deepspeed"): _json_file,
     ("training_args", "fsdp_config"): _json_file,
     ("training_args", "accelerator_config"): _json_file,
+    ("processor", "chat_template"): _template,
 }
-"""Each path with the function that makes it absolute; the last three may also be a mapping."""
+"""Each path with the function that makes it absolute; the last four may also be the content itself."""
 
 
 def _resolve_files(draft: Draft, files: Any, faults: list[Fault]) -> None:
@@ -121,7 +140,7 @@ def _resolve_files(draft: Draft, files: Any, faults: list[Fault]) -> None:
         for index, pattern in enumerate(patterns if several else [patterns]):
             at = (*whole, split) if isinstance(files, dict) else whole
             try:
-                found += _expand(pattern, draft.folder)
+                found += _expand(pattern, draft.folder, folders=draft.task is None or reads_media(draft.task))
             except (_PathError, OSError) as error:
                 faults.append(Fault((*at, index) if several else at, _reason(error)))
         if several and not patterns:
@@ -131,10 +150,12 @@ def _resolve_files(draft: Draft, files: Any, faults: list[Fault]) -> None:
     draft.values["dataset"]["data_files"] = resolved
 
 
-def _expand(pattern: str, folder: Path) -> list[str]:
-    """The files of one name or pattern."""
+def _expand(pattern: str, folder: Path, *, folders: bool) -> list[str]:
+    """The files of one name or pattern; a folder by itself where the task reads `folders` of images or sounds."""
     path = _absolute(pattern, folder)
     if path.is_dir():
+        if folders:
+            return [str(path)]
         raise _PathError(f"it is a folder. Expected files: write {pattern.rstrip('/')}/*.csv")
     if path.is_file():
         found = [str(path)]
@@ -146,7 +167,13 @@ def _expand(pattern: str, folder: Path) -> list[str]:
     else:
         raise _PathError(f"there is no such file.{_near(path, pattern)}")
     for one in found:
-        if suffix_of(Path(one)) not in SUFFIXES:
+        suffix = suffix_of(Path(one))
+        if suffix in (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES):
+            raise _PathError(
+                f"{Path(one).name} is one image or sound. Expected the folder whose subfolders are the classes, or a "
+                "table with a column of paths"
+            )
+        if suffix not in SUFFIXES:
             raise _PathError(f"{Path(one).name} is no kind of file that can be read. Expected {', '.join(SUFFIXES)}")
     return found
 

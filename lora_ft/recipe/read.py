@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_ft.recipe.defaults import fill_defaults
 from lora_ft.recipe.draft import Draft
+from lora_ft.recipe.misspelt import with_nearest_sections
 from lora_ft.recipe.overrides import lay_over
 from lora_ft.recipe.paths import resolve_paths
 from lora_ft.recipe.reader import read_document
@@ -41,7 +42,7 @@ def read_recipe(file: Path, *, overrides: Sequence[str] = (), tasks: Mapping[str
     Raises:
         RecipeError: One line for each fault, in the order of the file, then of the overrides.
     """
-    document = lay_over(read_document(file), overrides)
+    document = with_nearest_sections(lay_over(read_document(file), overrides))
     draft = Draft(document=document, folder=file.absolute().parent)
     faults = [*document.faults, *check_sections(draft, tasks)]
     _settle(draft)
@@ -87,5 +88,7 @@ def _recipe(file: Path, draft: Draft) -> Recipe:
         loss=LossSection(**loss),
         optimizer=OptimizerSection(**draft.section("optimizer")),
         early_stopping=EarlyStoppingSection(**draft.section("early_stopping")),
+        generation_config=draft.section("generation_config"),
+        augmentation=draft.section("augmentation"),
         offline=draft.values["offline"],
     )

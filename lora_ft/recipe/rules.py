@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lora_ft.recipe import rules_adapter, rules_data, rules_labels, rules_model, rules_ranges, rules_training
+from lora_ft.recipe import (
+    rules_adapter,
+    rules_columns,
+    rules_data,
+    rules_labels,
+    rules_model,
+    rules_ranges,
+    rules_training,
+)
 from lora_ft.recipe.draft import Draft
 from lora_ft.recipe.faults import Fault
 
@@ -19,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     rules_model.some_quantization,
     rules_model.bnb_4bit_options_need_4bit,
     rules_model.folder_has_no_revision,
+    rules_model.texts_fit_the_base,
     rules_model.output_is_outside_the_base,
     rules_adapter.peft_optimizer_needs_lora,
     rules_adapter.one_optimizer,
@@ -29,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     rules_adapter.initial_weights_and_their_config,
     rules_adapter.lora_bias_is_plain_lora,
     rules_adapter.dora_without_megatron,
+    rules_training.sampling_options_need_sampling,
     rules_training.metric_is_computed,
     rules_training.direction_fits_the_metric,
     rules_training.evaluation_has_rows,
@@ -40,18 +50,23 @@ RULES: tuple[Rule, ...] = (
     rules_training.one_name_for_checkpointing,
     rules_data.one_source,
     rules_data.options_fit_the_source,
+    rules_data.sample_by_has_texts,
+    rules_data.media_dir_has_media,
     rules_data.there_is_a_training_split,
     rules_data.a_split_comes_from_one_place,
     rules_data.shares_leave_training_rows,
     rules_data.a_file_is_in_one_split,
-    rules_data.a_column_is_read_once,
-    rules_data.columns_exist,
+    rules_columns.a_column_is_read_once,
+    rules_columns.columns_belong_together,
+    rules_columns.columns_exist,
+    rules_labels.label_options_have_labels,
     rules_labels.label_names_are_several_and_different,
     rules_labels.several_labels_in_one_way,
     rules_labels.several_labels_fit_the_problem,
     rules_labels.problem_type_is_the_tasks,
     rules_labels.class_weight_fits_the_problem,
     rules_labels.class_weight_names_labels,
+    rules_labels.loss_type_is_the_tasks,
     rules_labels.label_smoothing_has_one_label,
 )
 

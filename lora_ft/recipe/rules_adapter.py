@@ -56,7 +56,7 @@ def loraplus_options_need_loraplus(draft: Draft) -> Iterator[Fault]:
 def layers_need_module_names(draft: Draft) -> Iterator[Fault]:
     """Chosen layers with target modules that are a pattern: peft refuses that."""
     modules = draft.value("peft_config", "target_modules")
-    if not isinstance(modules, str) or modules.lower() == "all-linear":
+    if not isinstance(modules, str) or modules.lower() in ("all-linear", "all-conv"):
         return
     if draft.value("peft_config", "layers_to_transform") is not None:
         yield Fault(

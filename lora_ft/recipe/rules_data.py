@@ -1,16 +1,14 @@
-"""The rules on the rows: their source, their splits and their columns."""
+"""The rules on the rows: their source and their splits; `rules_columns.py` has those on their columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lora_ft.recipe.draft import Draft
-from lora_ft.recipe.faults import Fault, KeyPath, nearest
-from lora_ft.recipe.peek import PeekError, column_names, saved_columns
-from lora_ft.recipe.schema import Column
+from lora_ft.recipe.draft import Draft, reads_media
+from lora_ft.recipe.faults import Fault
+from lora_ft.recipe.peek import suffix_of
 
-MOST_FILES_PEEKED = 20
 SHARES = ("validation", "test")
 
 
@@ -36,6 +34,22 @@ def options_fit_the_source(draft: Draft) -> Iterator[Fault]:
         if draft.given("dataset", key):
             remedy = "name the files of each split in data_files" if key == "split" else "leave it out"
             yield Fault(("dataset", key), f"it needs dataset.path, and the rows come from data_files: {remedy}")
+
+
+def sample_by_has_texts(draft: Draft) -> Iterator[Fault]:
+    """A way to cut text files where there are none."""
+    if not draft.given("dataset", "sample_by"):
+        return
+    files = [Path(file) for split in files_of(draft).values() for file in split]
+    written = str(draft.document.find(("dataset", "data_files"))[1])
+    if ".txt" not in written and not any(suffix_of(file).removesuffix(".gz") == ".txt" for file in files):
+        yield Fault(("dataset", "sample_by"), "it says how .txt files become rows, and there is none. Leave it out")
+
+
+def media_dir_has_media(draft: Draft) -> Iterator[Fault]:
+    """A folder for images or sounds where the task reads neither."""
+    if draft.value("dataset", "media_dir") is not None and draft.task is not None and not reads_media(draft.task):
+        yield Fault(("dataset", "media_dir"), f"the task {draft.task.name} reads no images or sounds. Leave it out")
 
 
 def there_is_a_training_split(draft: Draft) -> Iterator[Fault]:
@@ -70,88 +84,31 @@ def shares_leave_training_rows(draft: Draft) -> Iterator[Fault]:
 def a_file_is_in_one_split(draft: Draft) -> Iterator[Fault]:
     """A file that is trained on and measured on."""
     seen: dict[str, str] = {}
-    for split, files in _files(draft).items():
+    for split, files in files_of(draft).items():
         for file in files:
             if seen.setdefault(file, split) != split:
                 yield Fault(
                     ("dataset", "data_files", split),
                     f"{Path(file).name} is in the {seen[file]} split too. Give each split files of its own",
                 )
-
-
-def a_column_is_read_once(draft: Draft) -> Iterator[Fault]:
-    """Two of our columns read from one of the data."""
-    seen: dict[str, str] = {}
-    for ours, theirs in draft.section("dataset").get("columns", {}).items():
-        for name in _names(theirs):
-            if name in seen:
-                yield Fault(("dataset", "columns", ours), f"the column {name!r} is already read as {seen[name]!r}")
-            seen[name] = ours
-
-
-def columns_exist(draft: Draft) -> Iterator[Fault]:
-    """A column that a file does not have, or a file whose columns cannot be read."""
-    if draft.task is None or draft.wrong("dataset", "columns"):
-        return
-    for split, files in _files(draft).items():
-        at = (
-            ("dataset", "data_files", split)
-            if draft.given("dataset", "data_files", split)
-            else ("dataset", "data_files")
-        )
-        for file in files[:MOST_FILES_PEEKED]:
-            try:
-                names = column_names(Path(file))
-            except PeekError as error:
-                yield Fault(at, f"{_short(draft, file)}: {error}")
-                continue
-            yield from _missing_columns(draft, _short(draft, file), names)
-    folder = draft.value("dataset", "path")
-    if folder is not None and Path(folder).is_absolute():
-        names = saved_columns(Path(folder))
-        if names:
-            yield from _missing_columns(draft, _short(draft, folder), names)
-
-
-def _missing_columns(draft: Draft, file: str, names: Sequence[str]) -> Iterator[Fault]:
-    columns: tuple[Column, ...] = draft.task.columns if draft.task else ()
-    mapping = draft.section("dataset").get("columns", {})
-    for column in columns:
-        if column.name in mapping:
-            for index, theirs in enumerate(_names(mapping[column.name])):
-                if theirs not in names:
-                    path: KeyPath = ("dataset", "columns", column.name)
-                    path = (*path, index) if isinstance(mapping[column.name], tuple) else path
-                    yield Fault(path, f"{file} has no column {theirs!r}.{nearest(theirs, names)}{_list(names)}")
-        elif column.required and column.name not in names and not _misspelt(draft, column.name):
+    folders = {file for file in seen if Path(file).is_dir()} if draft.task and reads_media(draft.task) else set()
+    for file, split in seen.items():
+        around = next((str(one) for one in Path(file).parents if str(one) in folders), "") if folders else ""
+        if around and seen[around] != split:
             yield Fault(
-                ("dataset", "columns", column.name),
-                f"the task needs a column {column.name!r} ({column.help}), and {file} has none of that name. "
-                f"Write columns: {{{column.name}: NAME}}.{_list(names)}",
+                ("dataset", "data_files", split),
+                f"{Path(file).name} lies in {short_path(draft, around)}, which is the {seen[around]} split. Give each "
+                "split a folder of its own",
             )
 
 
-def _misspelt(draft: Draft, name: str) -> bool:
-    """Whether `columns` has a key that is wrong and near this name: its fault says enough."""
-    written = draft.document.find(("dataset", "columns"))[1]
-    return isinstance(written, dict) and any(name == key or nearest(key, [name]) for key in written)
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return f" Its columns: {shown}"
-
-
-def _names(theirs: str | tuple[str, ...]) -> tuple[str, ...]:
-    return theirs if isinstance(theirs, tuple) else (theirs,)
-
-
-def _files(draft: Draft) -> Mapping[str, tuple[str, ...]]:
+def files_of(draft: Draft) -> Mapping[str, tuple[str, ...]]:
+    """The files of each split, as far as they are right."""
     files = draft.section("dataset").get("data_files")
     return files if isinstance(files, dict) else {}
 
 
-def _short(draft: Draft, file: str) -> str:
+def short_path(draft: Draft, file: str) -> str:
     """A path as the recipe would write it."""
     path = Path(file)
     return str(path.relative_to(draft.folder)) if path.is_relative_to(draft.folder) else file

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_ft.recipe.draft import Draft, label_columns, problem_type, several_labels
+from lora_ft.recipe.draft import MULTI, REGRESSION, Draft, label_columns, problem_type, several_labels
 from lora_ft.recipe.faults import Fault, dotted, near_or_known
 
-MULTI = "multi_label_classification"
-REGRESSION = "regression"
+WITH_LABEL_NAMES = ("label", "labels", "spans", "objects")
+"""Kinds of columns that hold names of labels."""
+
+
+def label_options_have_labels(draft: Draft) -> Iterator[Fault]:
+    """Label names or a delimiter where no column holds labels."""
+    if draft.task is None:
+        return
+    kinds = {column.kind for column in draft.task.columns}
+    if draft.value("dataset", "label_names") is not None and not kinds & set(WITH_LABEL_NAMES):
+        yield Fault(("dataset", "label_names"), f"the task {draft.task.name} has no labels. Leave it out")
+    if draft.value("dataset", "label_delimiter") is not None and "label" not in kinds:
+        yield Fault(
+            ("dataset", "label_delimiter"),
+            f"it splits the text of a label column, and the task {draft.task.name} has none. Leave it out",
+        )
 
 
 def label_names_are_several_and_different(draft: Draft) -> Iterator[Fault]:
@@ -22,8 +36,9 @@ def label_names_are_several_and_different(draft: Draft) -> Iterator[Fault]:
     kind = problem_type(draft)
     if kind == REGRESSION:
         yield Fault(("dataset", "label_names"), "a regression has no labels. Leave it out")
-    elif len(set(names)) < (1 if kind == MULTI else 2):
-        yield Fault(("dataset", "label_names"), "expected at least 2 labels. Name them all, or leave it out")
+    elif not names or (len(set(names)) < 2 and kind != MULTI and label_columns(draft)):
+        least = "1 label" if kind == MULTI or not label_columns(draft) else "2 labels"
+        yield Fault(("dataset", "label_names"), f"expected at least {least}. Name them all, or leave it out")
 
 
 def several_labels_in_one_way(draft: Draft) -> Iterator[Fault]:
@@ -54,7 +69,11 @@ def several_labels_in_one_way(draft: Draft) -> Iterator[Fault]:
 def several_labels_fit_the_problem(draft: Draft) -> Iterator[Fault]:
     """Several labels a row in a problem that has one."""
     key, kind = several_labels(draft), draft.value("model", "problem_type")
-    if key is not None and kind not in (None, MULTI):
+    if key is None or draft.task is None:
+        return
+    if MULTI not in draft.task.metrics:
+        yield Fault(key, f"a row of the task {draft.task.name} has one label. Leave it out, or name one column")
+    elif kind in draft.task.metrics and kind != MULTI:
         yield Fault(
             ("model", "problem_type"),
             f"{dotted(key)} gives each row several labels, which is a {MULTI}. Leave problem_type out, or "
@@ -66,14 +85,31 @@ def problem_type_is_the_tasks(draft: Draft) -> Iterator[Fault]:
     """A problem type that the task does not have."""
     kind = draft.value("model", "problem_type")
     if kind is not None and draft.task is not None and kind not in draft.task.metrics:
-        known = ", ".join(draft.task.metrics) or "none"
-        yield Fault(("model", "problem_type"), f"the task {draft.task.name} has no such problem type. Known: {known}")
+        yield Fault(
+            ("model", "problem_type"),
+            f"the task {draft.task.name} has no such problem type.{near_or_known(kind, draft.task.metrics)}",
+        )
 
 
 def class_weight_fits_the_problem(draft: Draft) -> Iterator[Fault]:
     """Weights of classes where there are none."""
-    if draft.value("loss", "class_weight") is not None and problem_type(draft) == REGRESSION:
-        yield Fault(("loss", "class_weight"), "a regression has no classes to weigh. Leave it out")
+    if draft.value("loss", "class_weight") is None or draft.task is None:
+        return
+    if not draft.task.weighs_classes or problem_type(draft) == REGRESSION:
+        what = f"the task {draft.task.name}" if not draft.task.weighs_classes else "a regression"
+        yield Fault(("loss", "class_weight"), f"{what} has no classes to weigh. Leave it out")
+
+
+def loss_type_is_the_tasks(draft: Draft) -> Iterator[Fault]:
+    """A loss that the task does not have, or a `beta` where no loss has one."""
+    if draft.task is None:
+        return
+    known, asked = draft.task.loss_types, draft.value("loss", "loss_type")
+    for key in ("loss_type", "beta"):
+        if not known and draft.value("loss", key) is not None:
+            yield Fault(("loss", key), f"the task {draft.task.name} has one loss, without settings. Leave it out")
+    if known and asked is not None and asked not in known:
+        yield Fault(("loss", "loss_type"), f"there is no such loss.{near_or_known(asked, known)}")
 
 
 def class_weight_names_labels(draft: Draft) -> Iterator[Fault]:
@@ -83,7 +119,7 @@ def class_weight_names_labels(draft: Draft) -> Iterator[Fault]:
         return
     names = draft.value("dataset", "label_names")
     for name, weight in weights.items():
-        if names is not None and name not in names:
+        if names is not None and label_columns(draft) and name not in names:
             yield Fault(
                 ("loss", "class_weight", name),
                 f"dataset.label_names has no label {name!r}.{near_or_known(name, names)}",
@@ -97,8 +133,10 @@ def class_weight_names_labels(draft: Draft) -> Iterator[Fault]:
 def label_smoothing_has_one_label(draft: Draft) -> Iterator[Fault]:
     """Smoothing of labels that are no distribution."""
     kind = problem_type(draft)
-    if draft.number("training_args", "label_smoothing_factor") > 0 and kind in (MULTI, REGRESSION):
-        yield Fault(
-            ("training_args", "label_smoothing_factor"),
-            f"smoothing spreads one label over all, and this is a {kind}. Leave it out",
-        )
+    path = ("training_args", "label_smoothing_factor")
+    if draft.number(*path) <= 0 or draft.task is None:
+        return
+    if not draft.task.smooths_labels:
+        yield Fault(path, f"the task {draft.task.name} has no labels to smooth. Leave it out")
+    elif kind in (MULTI, REGRESSION):
+        yield Fault(path, f"smoothing spreads one label over all, and this is a {kind}. Leave it out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_ft.recipe.bases import base_config, most_tokens
 from lora_ft.recipe.device import find_device
 from lora_ft.recipe.draft import Draft
 from lora_ft.recipe.faults import Fault
@@ -87,6 +88,24 @@ def folder_has_no_revision(draft: Draft) -> Iterator[Fault]:
         name = draft.value(section, key)
         if name is not None and Path(name).is_absolute() and draft.value(section, "revision") is not None:
             yield Fault((section, "revision"), f"{section}.{key} is a folder, which has no revisions. Leave it out")
+
+
+def texts_fit_the_base(draft: Draft) -> Iterator[Fault]:
+    """Texts cut at a length that the base has no positions for, or overlapping by more than that."""
+    length, base = draft.value("processor", "max_length"), draft.value("model", "pretrained_model_name_or_path")
+    if not isinstance(length, int) or isinstance(length, bool):
+        return
+    limit = most_tokens(base_config(base, revision=draft.value("model", "revision"))) if base else None
+    if limit is not None and length > limit:
+        yield Fault(
+            ("processor", "max_length"),
+            f"the base reads at most {limit} tokens (its config.json). Write {limit} or less",
+        )
+    if draft.number("processor", "stride") >= length > 0:
+        yield Fault(
+            ("processor", "stride"),
+            f"windows of {length} tokens (max_length) cannot overlap by that many. Write less than {length}",
+        )
 
 
 def output_is_outside_the_base(draft: Draft) -> Iterator[Fault]:

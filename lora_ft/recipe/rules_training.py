@@ -8,6 +8,7 @@ from lora_ft.recipe.draft import Draft, greater_is_better, has_split, metric_nam
 from lora_ft.recipe.faults import Fault, near_or_known
 
 ADD_VALIDATION = "Give dataset.data_files.validation, or dataset.validation: 0.1"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 NEEDS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -17,6 +18,15 @@ def _strategy(draft: Draft, name: str) -> str | None:
     if draft.wrong("training_args", key):
         return None
     return str(draft.value("training_args", key, default="no" if name == "eval" else "steps"))
+
+
+def sampling_options_need_sampling(draft: Draft) -> Iterator[Fault]:
+    """Ways to draw the next token where none is drawn."""
+    if draft.value("generation_config", "do_sample") is not False:
+        return
+    for key in SAMPLING:
+        if draft.given("generation_config", key):
+            yield Fault(("generation_config", key), "it has no effect with do_sample: false. Leave one of the two out")
 
 
 def metric_is_computed(draft: Draft) -> Iterator[Fault]:
@@ -29,10 +39,10 @@ def metric_is_computed(draft: Draft) -> Iterator[Fault]:
         dict.fromkeys(name for names in draft.task.metrics.values() for name in names)
     )
     name, slash, label = metric.partition("/")
-    families = {one.partition("_")[0] for one in known}
+    families = {one.partition("_")[0] for one in known}  # `f1/PER`, `map/cat`: of one label
     if metric in known or (slash and label and name in families):
         return
-    of = f"a {kind}" if kind else draft.task.name
+    of = f"the problem type {kind}" if kind else draft.task.name
     yield Fault(
         ("training_args", "metric_for_best_model"),
         f"{of} has no such metric.{near_or_known(metric, (*known, 'loss'))}",

@@ -11,6 +11,13 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 Split = Literal["train", "validation", "test"]
 
 
+ColumnKind = Literal["text", "label", "texts", "labels", "spans", "answers", "messages", "image", "audio", "objects"]
+"""What a column holds; `lora_ft.data.kinds` says what each becomes."""
+
+FieldTypes = tuple[Any, ...]
+"""Of a key in a section: the types it may have (`int`, `list`), or its values (`"left", "right"`)."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column that a task reads, under our name.
@@ -20,12 +27,14 @@ class Column:
         kind: What it holds; `label` columns get a label vocabulary.
         required: Whether training needs it.
         help: One line for `lora-ft tasks` and `init`.
+        target: Whether it holds what is to be learned: rows to predict do not have it.
     """
 
     name: str
-    kind: Literal["text", "label"]
+    kind: ColumnKind
     required: bool
     help: str
+    target: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,31 @@ class TaskFacts:
     Attributes:
         name: The Hub's pipeline tag, `text-classification`.
         columns: All columns the task reads.
+        column_sets: Problem type -> the columns that rows of it must have, one of which must be complete; empty: the
+            required columns.
         metrics: For each problem type the names of its metrics; the first is the default for the best model.
         lower_is_better: Metrics that improve downwards (`loss` is always one).
         processor_fields: The `processor` keys that the task understands, each with its types, or with its values.
+        generation_fields: Likewise for `generation_config`; empty: the task generates nothing.
+        augmentation_fields: Likewise for `augmentation`.
+        loss_types: The values of `loss.loss_type` that the task understands; empty: it has one loss, without `beta`.
+        weighs_classes: Whether `loss.class_weight` means something.
+        smooths_labels: Whether `training_args.label_smoothing_factor` means something.
+        starting_point: For `init`: a base, and a training file.
     """
 
     name: str
     columns: tuple[Column, ...]
     metrics: Mapping[str, tuple[str, ...]]
     lower_is_better: frozenset[str]
-    processor_fields: Mapping[str, tuple[Any, ...]]
+    processor_fields: Mapping[str, FieldTypes]
+    column_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    generation_fields: Mapping[str, FieldTypes] = field(default_factory=dict)
+    augmentation_fields: Mapping[str, FieldTypes] = field(default_factory=dict)
+    loss_types: tuple[str, ...] = ()
+    weighs_classes: bool = False
+    smooths_labels: bool = False
+    starting_point: tuple[str, str] = ("google-bert/bert-base-uncased", "data/train.csv")
 
 
 @dataclass(frozen=True)
@@ -66,7 +90,7 @@ class ModelSection:
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     dtype: str | None = None
-    problem_type: ProblemType | None = None
+    problem_type: str | None = None
     dropout: float | Literal["keep"] = 0.0
 
 
@@ -86,6 +110,9 @@ class DatasetSection:
         label_delimiter: Splits one text cell into several labels (`a|b`): multi-label.
         validation: Share of the training rows to split off for validation.
         test: Share of the training rows to split off for a test.
+        sample_by: What of a .txt file is one row: `line`, `paragraph` or `document` (as in `datasets`).
+        media_dir: Folder that the paths of images and sounds start at, absolute; None: the folder of the data file.
+        on_bad_row: What happens to rows that cannot be used: `error`, or `skip` and count them.
     """
 
     path: str | None = None
@@ -98,6 +125,9 @@ class DatasetSection:
     label_delimiter: str | None = None
     validation: float | None = None
     test: float | None = None
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    media_dir: str | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
 
 
 @dataclass(frozen=True)
@@ -106,9 +136,13 @@ class LossSection:
 
     Attributes:
         class_weight: `balanced` (scikit-learn's formula), a weight for each label, or None.
+        loss_type: Which loss of preference-tuning, `sigmoid` (DPO), `ipo`, `orpo`, ...; None: the task's first.
+        beta: How far preference-tuning may lead away from the base: little at 0.5, far at 0.05; None: 0.1.
     """
 
     class_weight: Literal["balanced"] | Mapping[str, float] | None = None
+    loss_type: str | None = None
+    beta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +189,8 @@ class Recipe:
         loss: Weights of the loss.
         optimizer: peft's optimizers.
         early_stopping: When to stop before the last epoch.
+        generation_config: Fields of transformers' GenerationConfig, for tasks that generate.
+        augmentation: How training rows are varied, in the words of the task.
         offline: Never ask a hub.
     """
 
@@ -169,4 +205,6 @@ class Recipe:
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
     offline: bool = False

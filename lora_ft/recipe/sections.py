@@ -6,18 +6,33 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_ft.recipe import upstream
-from lora_ft.recipe.accepts import FLOAT, Struct, alternatives
+from lora_ft.recipe.accepts import BOOL, FLOAT, Struct, alternatives
 from lora_ft.recipe.draft import Draft
 from lora_ft.recipe.faults import Fault, near_or_known, nearest
 from lora_ft.recipe.owned import OWNED, RENAMED
 from lora_ft.recipe.schema import TaskFacts
 from lora_ft.recipe.values import problems, unknown_key
-from lora_ft.recipe.words import OPTIONAL_SECTIONS, REQUIRED_SECTIONS, SECTIONS, TOP, section_struct
+from lora_ft.recipe.words import (
+    OPTIONAL_SECTIONS,
+    REQUIRED_SECTIONS,
+    SECTIONS,
+    TASK_SECTIONS,
+    TOP,
+    keys_of,
+    section_struct,
+)
 
 REQUIRED_KEYS = (("model", "pretrained_model_name_or_path"), ("training_args", "output_dir"))
 
 KEEP_RIGHT_PARTS = (("dataset", "columns"), ("dataset", "data_files"))
 """Mappings whose right keys are checked further although another key is wrong."""
+
+NOTHING = {
+    "processor": "has no settings of a processor",
+    "generation_config": "generates nothing",
+    "augmentation": "augments nothing",
+}
+"""Why a task has no keys for a section."""
 
 WHAT_FOR = {
     "task": "Write one of the tasks of `lora-ft tasks`",
@@ -48,6 +63,10 @@ def check_sections(draft: Draft, tasks: Mapping[str, TaskFacts]) -> list[Fault]:
         if not isinstance(raw, dict):
             faults.append(Fault((section,), _no_mapping(section, raw)))
             continue
+        if raw and draft.task and section in TASK_SECTIONS and not keys_of(draft.task, section).fields:
+            message = f"the task {draft.task.name} {NOTHING[section]}. Leave the section out"
+            faults.append(Fault((section,), message))
+            continue
         draft.values[section] = {}
         faults += _check_section(draft, section, raw)
     faults += _missing(draft)
@@ -66,10 +85,10 @@ def _check_top(draft: Draft, tasks: Mapping[str, TaskFacts]) -> Iterator[Fault]:
     elif task is not None:
         yield Fault(("task",), f"there is no such task.{near_or_known(task, sorted(tasks))}")
     offline = raw.get("offline", False)
-    if isinstance(offline, bool):
+    wrong = [Fault(("offline", *path), message) for path, message in problems(offline, BOOL)]
+    yield from wrong
+    if not wrong:
         draft.values["offline"] = offline
-    else:
-        yield Fault(("offline",), "expected true or false")
 
 
 def _no_mapping(section: str, raw: Any) -> str:

@@ -122,7 +122,7 @@ def unknown_key(key: str, struct: Struct) -> str:
     """The message for a key that a struct does not have."""
     if struct.package:
         return f"{struct.title()} has no field '{key}'.{nearest(key, struct.fields)}"
-    return f"{struct.name} has no key '{key}'.{near_or_known(key, struct.fields)}"
+    return f"{struct.name} {'have' if struct.plural else 'has'} no key '{key}'.{near_or_known(key, struct.fields)}"
 
 
 def hint(value: Any, accepts: Accepts) -> str:

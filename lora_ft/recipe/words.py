@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_ft.recipe import upstream
 from lora_ft.recipe.accepts import (
+    ANYTHING,
     BOOL,
     FLOAT,
     INT,
@@ -29,6 +30,7 @@ from lora_ft.recipe.annotations import DTYPES
 from lora_ft.recipe.schema import (
     DatasetSection,
     EarlyStoppingSection,
+    FieldTypes,
     LossSection,
     ModelSection,
     OptimizerSection,
@@ -36,17 +38,30 @@ from lora_ft.recipe.schema import (
     TaskFacts,
 )
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 SPLITS = ("train", "validation", "test")
 
 TOP = ("task", "offline")
 REQUIRED_SECTIONS = ("model", "peft_config", "dataset", "training_args")
-OPTIONAL_SECTIONS = ("quantization_config", "processor", "loss", "optimizer", "early_stopping")
+TASK_SECTIONS = ("processor", "generation_config", "augmentation")
+"""Sections whose keys are the task's."""
+
+OPTIONAL_SECTIONS = ("quantization_config", *TASK_SECTIONS, "loss", "optimizer", "early_stopping")
 SECTIONS = (*REQUIRED_SECTIONS, *OPTIONAL_SECTIONS)
 
 OPTIONAL_STR = any_of([STR, NULL])
 LABEL = any_of([STR, INT, BOOL])
 FILES = any_of([STR, ListOf(STR)])
+
+FIELD_TYPES: Mapping[Any, Accepts] = {
+    bool: BOOL,
+    int: INT,
+    float: FLOAT,
+    str: STR,
+    type(None): NULL,
+    list: ListOf(any_of([FLOAT, STR])),
+    dict: DictOf(ANYTHING),
+}
+"""What each type means where a task names it for one of its keys."""
 
 
 def attribute_help(cls: Any) -> dict[str, str]:
@@ -72,7 +87,8 @@ def _struct(name: str, cls: Any, types: Mapping[str, Accepts]) -> Struct:
 
 
 def _splits(accepts: Accepts) -> Struct:
-    return Struct("the splits", {split: Field(any_of([accepts, NULL]), f"the {split} split") for split in SPLITS})
+    fields = {split: Field(any_of([accepts, NULL]), f"the {split} split") for split in SPLITS}
+    return Struct("the splits", fields, plural=True)
 
 
 MODEL = _struct(
@@ -84,7 +100,7 @@ MODEL = _struct(
         "trust_remote_code": BOOL,
         "attn_implementation": OPTIONAL_STR,
         "dtype": any_of([Choice(DTYPES), NULL]),
-        "problem_type": any_of([Choice(PROBLEM_TYPES), NULL]),
+        "problem_type": OPTIONAL_STR,
         "dropout": any_of([FLOAT, Choice(("keep",))]),
     },
 )
@@ -103,10 +119,21 @@ DATASET = _struct(
         "label_delimiter": OPTIONAL_STR,
         "validation": any_of([FLOAT, NULL]),
         "test": any_of([FLOAT, NULL]),
+        "sample_by": Choice(("line", "paragraph", "document")),
+        "media_dir": OPTIONAL_STR,
+        "on_bad_row": Choice(("error", "skip")),
     },
 )
 
-LOSS = _struct("loss", LossSection, {"class_weight": any_of([Choice(("balanced",)), DictOf(FLOAT), NULL])})
+LOSS = _struct(
+    "loss",
+    LossSection,
+    {
+        "class_weight": any_of([Choice(("balanced",)), DictOf(FLOAT), NULL]),
+        "loss_type": OPTIONAL_STR,
+        "beta": any_of([FLOAT, NULL]),
+    },
+)
 
 OPTIMIZER = _struct(
     "optimizer",
@@ -142,14 +169,22 @@ def dataset_of(task: TaskFacts) -> Struct:
     return Struct("dataset", {**DATASET.fields, "columns": columns})
 
 
-def processor_of(task: TaskFacts) -> Struct:
-    """`processor` with the keys that a task understands: of some types, or one of some values."""
-    scalars: dict[Any, Accepts] = {bool: BOOL, int: INT, float: FLOAT, str: STR, type(None): NULL}
+def accepts_of(options: FieldTypes) -> Accepts:
+    """What a key of a task may be: of some types (`list`: of numbers or texts), one of some values, or either."""
+    return any_of(FIELD_TYPES[one] if isinstance(one, type) else Choice((one,)) for one in options)
+
+
+def keys_of(task: TaskFacts, section: str) -> Struct:
+    """A section of `TASK_SECTIONS` with the keys that a task understands; without any where it has no such section."""
     fields = {
-        key: Field(any_of(scalars[one] for one in options) if isinstance(options[0], type) else Choice(options))
-        for key, options in task.processor_fields.items()
-    }
-    return Struct(f"processor of the task {task.name}", fields)
+        "processor": task.processor_fields,
+        "generation_config": task.generation_fields,
+        "augmentation": task.augmentation_fields,
+    }[section]
+    return Struct(
+        f"{section} of the task {task.name}",
+        {key: Field(accepts_of(options)) for key, options in fields.items()},
+    )
 
 
 def section_struct(section: str, *, task: TaskFacts | None, peft_type: str) -> Struct | None:
@@ -172,8 +207,8 @@ def section_struct(section: str, *, task: TaskFacts | None, peft_type: str) -> S
             return upstream.quantization_config()
         case "dataset":
             return dataset_of(task) if task else DATASET
-        case "processor":
-            return processor_of(task) if task else None
+        case _ if section in TASK_SECTIONS:
+            return keys_of(task, section) if task else None
     return {"model": MODEL, "loss": LOSS, "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING}[section]
 
 

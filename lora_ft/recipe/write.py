@@ -20,6 +20,8 @@ ORDER = (
     "peft_config",
     "dataset",
     "processor",
+    "generation_config",
+    "augmentation",
     "loss",
     "optimizer",
     "early_stopping",

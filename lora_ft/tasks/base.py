@@ -1,21 +1,57 @@
-"""The contract of a task: everything that makes one task different from another, and nothing else."""
+"""The contract of a task: everything that makes one task different from another, and nothing else.
+
+The way of one row: `encode` -> one or more features -> `collator` -> a batch -> `forward` -> `loss`, and `answer` ->
+`decode` -> one part for each feature -> `join` -> one prediction. `score` compares predictions with `references`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError, closest
-from lora_ft.recipe.schema import Column, TaskFacts
+from lora_ft.recipe.schema import Column, FieldTypes, TaskFacts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 Rows = Mapping[str, Sequence[Any]]
-"""A batch of rows, column by column, under our column names."""
+"""A batch of rows, column by column, under our column names, values as `lora_ft.data.kinds` makes them."""
 
 Features = dict[str, list[Any]]
-"""A batch of features, column by column; always with `length`, the tokens of each row without padding."""
+"""A batch of features, column by column; always with `length` and `truncated`, see `Task.encode`."""
+
+Parts = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What rows, recipe and base make of a task: all that its functions need beside rows and model.
+
+    Attributes:
+        problem_type: One of the keys of `Task.metrics`.
+        labels: All labels in order; empty where there are none.
+        processor: The tokenizer, image processor, feature extractor or processor of the base.
+        settings: The recipe's `processor` section, completed by `Task.settings`; saved in the manifest.
+        generation: The recipe's `generation_config` section; saved in the manifest.
+        augmentation: The recipe's `augmentation` section; empty outside of training.
+        loss: The recipe's `loss` section, as far as the task itself reads it.
+        seed: Seed of everything random in `encode` and `collator`.
+    """
+
+    problem_type: str
+    labels: tuple[str, ...]
+    processor: Any
+    settings: Mapping[str, Any]
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
 
 
 class Task(ABC):
@@ -26,121 +62,346 @@ class Task(ABC):
     Attributes:
         name: The Hub's pipeline tag; the file is named after it with `_` for `-`.
         summary: One line for `lora-ft tasks`.
-        auto_class: Name of the transformers auto class that builds the model.
+        auto_class: Name of the transformers auto class that builds the model; see `model_class`.
+        processor_classes: Names of the auto classes that may load the processor, the first that can does.
         peft_task_type: peft's TaskType, or None where it does harm (vision, speech).
         head: Module names that hold the head in the families of this task; what `modules_to_save` defaults to.
         columns: The columns it reads.
+        column_sets: Problem type -> the columns that rows of it must have, where the columns decide the problem type.
         metrics: For each problem type its metric names; the first one picks the best model.
         lower_is_better: Metrics that improve downwards.
         processor_fields: The `processor` keys it understands with their types, or with their values.
+        generation_fields: The `generation_config` keys it understands; fields of transformers' GenerationConfig.
+        augmentation_fields: The `augmentation` keys it understands.
+        loss_types: The values of `loss.loss_type` it understands, the first is the default; empty: it has one loss.
+        argument: The column that a word on the command line of `lora-ft predict` fills.
+        lazy: Whether features are made each time a row is read and never kept (images, sounds).
+        weighs_classes: Whether `loss.class_weight` means something.
+        smooths_labels: Whether `label_smoothing_factor` means something.
+        exact_accumulation: Whether several small batches give exactly the gradients of one large one.
+        starting_point: For `lora-ft init`: a base, and a training file.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     auto_class: ClassVar[str]
-    peft_task_type: ClassVar[str | None]
-    head: ClassVar[tuple[str, ...]]
+    processor_classes: ClassVar[tuple[str, ...]] = ("AutoTokenizer",)
+    peft_task_type: ClassVar[str | None] = None
+    head: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[Column, ...]]
+    column_sets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     metrics: ClassVar[Mapping[str, tuple[str, ...]]]
-    lower_is_better: ClassVar[frozenset[str]]
-    processor_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    processor_fields: ClassVar[Mapping[str, FieldTypes]] = {}
+    generation_fields: ClassVar[Mapping[str, FieldTypes]] = {}
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = {}
+    loss_types: ClassVar[tuple[str, ...]] = ()
+    argument: ClassVar[str] = "text"
+    lazy: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
+    smooths_labels: ClassVar[bool] = False
+    exact_accumulation: ClassVar[bool] = True
+    starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-uncased", "data/train.csv")
+
+    # What the rows and the base make of it
+
+    def model_class(self, problem_type: str) -> str:
+        """Name of the transformers auto class for a problem type."""
+        del problem_type
+        return self.auto_class
+
+    def problem_type_of(self, columns: Collection[str], *, base_config: Mapping[str, Any]) -> str:
+        """The problem type of rows with these columns on a base with this config.json.
+
+        Not asked where a column of kind `label` decides it (`lora_ft.data.labels.infer_problem_type`).
+
+        Raises:
+            InputError: No problem type fits.
+        """
+        del base_config
+        for problem_type, needed in self.column_sets.items():
+            if set(needed) <= set(columns):
+                return problem_type
+        return next(iter(self.metrics))
+
+    def vocabulary(self, rows: Iterable[Mapping[str, Any]], *, given: Sequence[str] | None) -> tuple[str, ...]:
+        """All labels in a stable order, from the training rows; not asked where there is a column of kind `label`.
+
+        Args:
+            rows: The training rows, one mapping each.
+            given: `dataset.label_names` of the recipe.
+        """
+        del rows
+        return tuple(given or ())
+
+    def settings(
+        self, given: Mapping[str, Any], *, base_config: Mapping[str, Any], processor: Any, problem_type: str
+    ) -> dict[str, Any]:
+        """The recipe's `processor` section with its gaps filled in, for instance `max_length`.
+
+        Args:
+            given: The section as the recipe has it.
+            base_config: The base's config.json.
+            processor: The processor of the base.
+            problem_type: One of the keys of `metrics`.
+
+        Raises:
+            InputError: The base cannot do what the section asks for; the message begins with the key.
+        """
+        del base_config, processor, problem_type
+        return dict(given)
+
+    def fit_processor(self, processor: Any, rows: Iterable[Mapping[str, Any]], *, given: Mapping[str, Any]) -> Any:
+        """The processor for these training rows: as it is, or completed (a CTC vocabulary made from the transcripts).
+
+        Args:
+            processor: The processor of the base.
+            rows: The training rows.
+            given: The recipe's `processor` section.
+        """
+        del rows, given
+        return processor
+
+    def fault(self, row: Mapping[str, Any], *, labels: Sequence[str]) -> str | None:
+        """Why a row cannot be used, with the column's name first; None if it can.
+
+        A bad row is an error, or left out and counted, as `dataset.on_bad_row` says.
+        """
+        del row, labels
+        return None
+
+    def misfit(self, row: Mapping[str, Any], problem: Problem) -> str | None:
+        """Why a row without a fault cannot be learned with this processor and these settings; None if it can.
+
+        For instance a sound that is longer than the base hears. Asked of all rows that are trained or measured on,
+        after `fault`; what happens to such rows is said by `dataset.on_bad_row` too.
+        """
+        del row, problem
+        return None
 
     @abstractmethod
-    def model_config(self, *, labels: Sequence[str], problem_type: str) -> dict[str, Any]:
+    def model_config(self, problem: Problem) -> dict[str, Any]:
         """Config fields that the data decides, such as `num_labels`, `id2label`, `label2id`, `problem_type`."""
 
+    # Rows -> features -> batch -> loss
+
     @abstractmethod
-    def encode(
-        self,
-        rows: Rows,
-        processor: Any,
-        *,
-        labels: Sequence[str],
-        problem_type: str,
-        settings: Mapping[str, Any],
-    ) -> Features:
+    def encode(self, rows: Rows, problem: Problem, *, training: bool = False) -> Features:
         """Turns a batch of rows into features.
 
         Args:
-            rows: Columns under our names; the label column may be absent (prediction).
-            processor: The base's tokenizer or processor.
-            labels: All labels in order; empty for regression.
-            problem_type: One of the keys of `metrics`.
-            settings: The recipe's `processor` section.
+            rows: Columns under our names; target columns may be absent (prediction).
+            problem: What the task is about here.
+            training: Whether the rows are trained on; only then is anything augmented.
 
         Returns:
-            Model inputs without padding, `length`, `truncated` (bool), and `labels` where the rows have labels.
+            Model inputs without padding; `length` (what the row costs, tokens for texts); `truncated` (bool); `labels`
+            where the rows have targets; `row`, the position in this batch of the row that each feature came from,
+            where that is not one for each; and whatever `decode` needs to read.
         """
 
+    def lengths(self, rows: Rows, problem: Problem) -> list[int]:
+        """What each row of a lazy task costs, for batches of like length."""
+        del problem
+        return [1] * len(next(iter(rows.values())))
+
     @abstractmethod
-    def collator(self, processor: Any, *, problem_type: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
-        """A function from a list of features to a padded batch of tensors."""
+    def references(self, rows: Rows, problem: Problem) -> list[Any]:
+        """What predictions are compared with, one for each row; JSON-serialisable."""
+
+    @abstractmethod
+    def collator(self, problem: Problem, *, training: bool = False) -> Callable[[Sequence[Mapping[str, Any]]], Any]:
+        """A function from a list of features to a padded batch: a dict of tensors, `labels` among them if known."""
+
+    def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
+        """The model's outputs for a batch, from which `loss` and `answer` follow."""
+        del problem
+        return model(**{name: value for name, value in batch.items() if name != "labels"})
 
     @abstractmethod
     def loss(
-        self, *, problem_type: str, class_weight: Sequence[float] | None, label_smoothing: float
-    ) -> Callable[..., Any]:
-        """The loss as `f(outputs, labels, num_items_in_batch=None) -> scalar`, a sum over rows divided by the items.
+        self,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        problem: Problem,
+        *,
+        items: torch.Tensor | int | float,
+        class_weight: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> torch.Tensor:
+        """The loss of a batch, a scalar: a sum divided by `items`.
 
-        With `num_items_in_batch` the sum over all accumulated batches equals the loss of one large batch.
+        With `items` counted over all accumulated batches, their losses add up to the loss of one large batch.
+
+        Args:
+            outputs: What `forward` returned.
+            batch: The batch with its labels.
+            problem: What the task is about here.
+            items: What the sum is divided by.
+            class_weight: One weight for each label, where `weighs_classes`.
+            label_smoothing: Where `smooths_labels`.
         """
 
+    def items(self, batch: Mapping[str, Any]) -> int:
+        """What a loss is averaged over in a batch: labels that are not -100."""
+        return int(batch["labels"].ne(-100).sum())
+
+    # Answers -> predictions -> metrics
+
+    def answer(
+        self, model: Any, batch: Mapping[str, Any], problem: Problem, *, outputs: Any | None
+    ) -> dict[str, torch.Tensor]:
+        """What the model says of a batch, as small as `decode` and the metrics need it: logits, sums, generated ids.
+
+        Args:
+            model: The model, in eval mode under inference mode.
+            batch: The batch; with `labels` where metrics are wanted, without where predictions are.
+            problem: What the task is about here.
+            outputs: What `forward` returned, or None if it was not called.
+
+        Returns:
+            Tensors with the batch's features as their first dimension.
+        """
+        return {"logits": (self.forward(model, batch, problem) if outputs is None else outputs)["logits"]}
+
     @abstractmethod
-    def decode(self, logits: Any, *, labels: Sequence[str], problem_type: str) -> list[dict[str, Any]]:
-        """Turns logits `(rows, labels)` into one prediction a row: the one truth for evaluate, predict and serve."""
+    def decode(
+        self, answer: Mapping[str, np.ndarray], features: Sequence[Mapping[str, Any]], problem: Problem
+    ) -> list[Any]:
+        """Turns the answer for some features into one part for each: the one truth for evaluate, predict and serve.
+
+        Args:
+            answer: As `answer` made it, in float32 or integers.
+            features: The features, in the same order.
+            problem: What the task is about here.
+        """
+
+    def join(self, parts: Parts, row: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+        """Makes one prediction of the parts of a row (windows of a long text), in the order of its features.
+
+        Args:
+            parts: As `decode` made them; none of a row that no feature begins in (blocks of a stream of texts).
+            row: The row, under our column names.
+            problem: What the task is about here.
+
+        Returns:
+            The prediction; JSON-serialisable.
+        """
+        del row, problem
+        (only,) = parts
+        return dict(only)
 
     @abstractmethod
     def scorer(
-        self,
-        predictions: Sequence[dict[str, Any]],
-        references: Sequence[Any],
-        *,
-        labels: Sequence[str],
-        problem_type: str,
+        self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
     ) -> Callable[[Any], dict[str, float]]:
         """Metrics of any of the rows: for all of them, and for the draws of a bootstrap.
 
         Args:
-            predictions: As `decode` makes them.
-            references: As `encode` gave them in `labels`.
-            labels: All labels in order.
-            problem_type: One of the keys of `metrics`.
+            predictions: As `join` makes them.
+            references: As `references` gives them.
+            problem: What the task is about here.
 
         Returns:
             A function from row numbers `(rows,)`, with repetition, to metrics.
         """
 
     def score(
-        self,
-        predictions: Sequence[dict[str, Any]],
-        references: Sequence[Any],
-        *,
-        labels: Sequence[str],
-        problem_type: str,
+        self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
     ) -> dict[str, float]:
         """Metrics of all rows; see `scorer`."""
-        scored = self.scorer(predictions, references, labels=labels, problem_type=problem_type)
-        return scored(range(len(references)))
+        import numpy as np
+
+        return self.scorer(predictions, references, problem)(np.arange(len(references)))
+
+    def constant_answer(self, references: Sequence[Any], problem: Problem) -> dict[str, Any] | None:
+        """What a model that learned nothing would answer to every row; None: only the untrained model can tell.
+
+        Args:
+            references: Of the training rows.
+            problem: What the task is about here.
+        """
+        del references, problem
+        return None
+
+    def learned(
+        self, ours: Mapping[str, float], baseline: Mapping[str, float], *, rows: int, problem_type: str
+    ) -> bool:
+        """Whether a run learned anything: better than the constant answer, or than the untrained model.
+
+        Args:
+            ours: Metrics of the adapter.
+            baseline: Metrics of the constant answer, or of the untrained model.
+            rows: Rows that they were measured on.
+            problem_type: One of the keys of `metrics`.
+        """
+        del rows
+        main = self.metrics[problem_type][0]
+        return ours[main] < baseline[main] if main in self.lower_is_better else ours[main] > baseline[main]
+
+    def tune(
+        self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
+    ) -> dict[str, Any]:
+        """Settings that are best chosen on the validation rows after training (a threshold); saved with the adapter."""
+        del predictions, references, problem
+        return {}
+
+    # Proof, documentation, presentation
+
+    def probe_values(self, outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+        """What of the outputs is stored in the manifest and compared at every load, `(rows, values)`; a few hundred."""
+        del batch
+        logits: torch.Tensor = outputs["logits"]
+        return logits.flatten(1)
 
     @abstractmethod
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """A few rows, column by column: documentation, probe inputs and test data at once."""
+
+    def stream(self, model: Any, row: Mapping[str, Any], problem: Problem) -> Iterator[str]:
+        """The generated text of one row piece by piece.
+
+        Raises:
+            InputError: The task generates nothing.
+        """
+        del model, row, problem
+        raise InputError(f"--stream: {self.name} generates no text. Leave it out")
+
+    def draw(self, row: Mapping[str, Any], prediction: Mapping[str, Any]) -> Any:
+        """A PIL image of a row with its prediction drawn into it.
+
+        Raises:
+            InputError: The task has nothing to draw.
+        """
+        del row, prediction
+        raise InputError(f"--pictures: {self.name} has nothing to draw. Leave it out")
 
     def facts(self) -> TaskFacts:
         """What a recipe is checked against."""
         return TaskFacts(
             name=self.name,
             columns=self.columns,
+            column_sets=self.column_sets,
             metrics=self.metrics,
             lower_is_better=self.lower_is_better,
             processor_fields=self.processor_fields,
+            generation_fields=self.generation_fields,
+            augmentation_fields=self.augmentation_fields,
+            loss_types=self.loss_types,
+            weighs_classes=self.weighs_classes,
+            smooths_labels=self.smooths_labels,
+            starting_point=self.starting_point,
         )
+
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns that a prediction needs or may have."""
+        return tuple(column for column in self.columns if not column.target)
 
 
 def task_names() -> tuple[str, ...]:
-    """All tasks: the files of this folder."""
+    """All tasks: the files of this folder; `parts/` holds what several of them are made of."""
     folder = importlib.import_module(__package__ or "").__path__
-    names = (module.name for module in pkgutil.iter_modules(folder) if module.name != "base")
+    names = (module.name for module in pkgutil.iter_modules(folder) if module.name != "base" and not module.ispkg)
     return tuple(sorted(name.replace("_", "-") for name in names))
 
 

@@ -35,7 +35,7 @@ def training_arguments(prepared: Prepared) -> tuple[transformers.TrainingArgumen
     if "validation" not in prepared.rows:
         _without_validation(prepared, filled)
     if filled.get("load_best_model_at_end"):
-        metric = filled.setdefault("metric_for_best_model", task.metrics[prepared.problem_type][0])
+        metric = filled.setdefault("metric_for_best_model", task.metrics[prepared.problem.problem_type][0])
         name = str(metric).removeprefix("eval_")
         filled.setdefault("greater_is_better", name not in (*task.lower_is_better, "loss"))
     try:

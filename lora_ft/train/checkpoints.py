@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import transformers
 
 from lora_ft.errors import AdapterError
 from lora_ft.recipe.reader import parse_document, read_document
@@ -37,18 +36,27 @@ def checkpoint_to_resume(recipe: Recipe, *, resume: bool, overwrite: bool) -> Pa
             an earlier run and nobody said what to do with them.
     """
     folder = Path(recipe.training_args["output_dir"])
-    found = transformers.trainer_utils.get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = newest_checkpoint(folder)
     if resume:
         if found is None:
             raise AdapterError(f"{folder}: no checkpoint to resume from. Leave out --resume to start anew")
         refuse_other_recipe(folder / RECORD, recipe)
-        return Path(found)
+        return found
     if found is not None and not overwrite:
         raise AdapterError(
-            f"{folder}: there are checkpoints of an earlier run (newest: {Path(found).name}). Add --resume to go on "
+            f"{folder}: there are checkpoints of an earlier run (newest: {found.name}). Add --resume to go on "
             "from there, --overwrite to give them up, or choose another training_args.output_dir"
         )
     return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the latest step, `checkpoint-264`; as transformers finds it, without importing it."""
+    found = {
+        path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*") if path.is_dir()
+    }
+    steps = {path: int(match.group(1)) for path, match in found.items() if match is not None}
+    return max(steps, key=steps.__getitem__, default=None)
 
 
 def make_run_folder(recipe: Recipe) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,23 +33,38 @@ def check_world_size(asked: int | None, actual: int) -> None:
         )
 
 
-def check_supervision(labels: Sequence[Any], *, labels_named: Sequence[str]) -> None:
-    """Stops a run whose rows teach nothing: every label masked, or the same for all rows.
+def check_masked(labels: Iterable[Any]) -> None:
+    """Stops a run whose rows teach nothing because every label is masked.
 
     Args:
-        labels: Encoded labels of the training rows: numbers, or lists of numbers.
+        labels: Encoded labels of the training rows: numbers, or lists of numbers; read until one is found.
+
+    Raises:
+        GateError: All labels are masked.
+    """
+    seen = 0
+    for row in labels:
+        for value in row if isinstance(row, (list, tuple)) else (row,):
+            seen += 1
+            if value != IGNORED_LABEL:
+                return
+    raise GateError(
+        f"labels: all {seen} labels of the training rows are masked ({IGNORED_LABEL}): the loss would be 0.0 "
+        "and nothing would be learned. Check dataset.columns and the label column"
+    )
+
+
+def check_alike(labels: Sequence[Any], *, labels_named: Sequence[str]) -> None:
+    """Stops a run whose rows all have the same label.
+
+    Args:
+        labels: Encoded labels of the training rows: class numbers, 0/1 vectors or floats.
         labels_named: All labels in order; empty for regression.
 
     Raises:
-        GateError: All labels are masked, or all rows have the same one.
+        GateError: There is nothing to tell apart.
     """
-    flat = [value for row in labels for value in (row if isinstance(row, (list, tuple)) else [row])]
-    if all(value == IGNORED_LABEL for value in flat):
-        raise GateError(
-            f"labels: all {len(flat)} labels of the training rows are masked ({IGNORED_LABEL}): the loss would be 0.0 "
-            "and nothing would be learned. Check dataset.columns and the label column"
-        )
-    kinds = Counter(tuple(row) if isinstance(row, (list, tuple)) else row for row in labels)
+    kinds = {tuple(row) if isinstance(row, (list, tuple)) else row for row in labels}
     if len(kinds) == 1:
         (only,) = kinds
         shown = labels_named[only] if isinstance(only, int) and labels_named else only

@@ -7,33 +7,37 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+import datasets
 import transformers
 
 from lora_ft.adapters.attach import trainable_report
 from lora_ft.adapters.folder import check_target
 from lora_ft.adapters.manifest import Manifest
-from lora_ft.assemble.baseline import majority_answer
+from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter, build
-from lora_ft.assemble.prepare import Prepared, prepare
+from lora_ft.assemble.prepare import Prepared, label_column, prepare
 from lora_ft.errors import Interrupted, RunError
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.arguments import planned_steps, training_arguments
 from lora_ft.train.checkpoints import begin_run_folder, checkpoint_to_resume, make_run_folder
-from lora_ft.train.gates import GradientGate, check_moved, check_supervision, check_world_size, zero_tensors
+from lora_ft.train.gates import (
+    GradientGate,
+    check_alike,
+    check_masked,
+    check_moved,
+    check_world_size,
+    zero_tensors,
+)
 from lora_ft.train.interrupt import InterruptCallback
+from lora_ft.train.measure import Split, splits_to_measure
+from lora_ft.train.outcome import Baseline, measure_adapter
 from lora_ft.train.progress import OneScreenProgress
 from lora_ft.train.save import Outcome, save_adapter
 from lora_ft.train.trainer import AdapterTrainer, RankAllocation
-from lora_ft.train.verdict import learned_something
 from lora_ft.train.weights import class_weights
 
 logger = logging.getLogger(__name__)
-
-TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class TrainResult:
         folder: The adapter folder.
         manifest: What it says of itself; None on the processes that do not write.
         metrics: `{split: {metric: value}}` of the adapter.
-        baseline: The same for the majority answer.
-        learned: Whether the adapter beats the majority answer on validation; None without such a split.
+        baseline: The same for the best constant answer, or, where there is none, for the untrained model.
+        learned: Whether the adapter beats the baseline on validation; None without such a split.
         main_metric: The metric that picked the best model.
         seconds: Wall time of the training loop, evaluations included.
     """
@@ -98,21 +102,24 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     check_target(folder, overwrite=options.overwrite)
     checkpoint = checkpoint_to_resume(recipe, resume=options.resume, overwrite=options.overwrite)
     prepared = prepare(recipe)
-    check_supervision(prepared.features["train"]["labels"][:], labels_named=prepared.labels)
+    check_supervision(prepared)
     arguments, precision = training_arguments(prepared)
     check_world_size(options.asked_world_size, arguments.world_size)
     make_run_folder(recipe)
-    for line in (*prepared.report.lines(), truncation_line(prepared)):
+    for line in (*prepared.report.lines(), *truncation_lines(prepared)):
         logger.info("%s", line)
-    fresh = build(prepared, precision=precision, total_steps=planned_steps(arguments, len(prepared.rows["train"])))
+    fresh = build(prepared, precision=precision, total_steps=planned_steps(arguments, len(prepared.features["train"])))
     report = trainable_report(fresh.model)
     logger.info("%s", report.line())
     for line in report.table_lines() if options.list_modules else ():
         logger.info("  %s", line)
     interrupt = InterruptCallback()
-    trainer = make_trainer(prepared, fresh, arguments, interrupt=interrupt)
+    splits = splits_to_measure(prepared)
+    trainer = make_trainer(prepared, fresh, arguments, splits=splits, interrupt=interrupt)
     refuse_sharding(trainer)
-    logger.info("padding: %.2f tokens computed for each real one", trainer.padding())
+    if not prepared.task.lazy:
+        logger.info("padding: %.2f tokens computed for each real one", trainer.padding())
+    baseline = Baseline.of(trainer)
     takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose
     silent = frozenset() if takes_ranks_away else zero_tensors(fresh.model.named_parameters())
 
@@ -120,15 +127,16 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
         begin_run_folder(recipe, resumed=checkpoint is not None)
     seconds = fit(trainer, interrupt, checkpoint=checkpoint)
     check_moved(((name, p) for name, p in fresh.model.named_parameters() if p.requires_grad), initially_zero=silent)
-    metrics, baseline, learned = measure(trainer, prepared)
-    main_metric = str(arguments.metric_for_best_model or prepared.task.metrics[prepared.problem_type][0])
+    prepared, metrics = measure_adapter(trainer)
+    learned = baseline.is_beaten(metrics, prepared)
+    main_metric = str(arguments.metric_for_best_model or prepared.task.metrics[prepared.problem.problem_type][0])
     manifest = None
     if arguments.should_save:
         outcome = Outcome(
             metrics=metrics,
-            baseline=baseline,
+            baseline=baseline.metrics,
             learned=learned,
-            majority=majority_of(prepared),
+            majority=baseline.constant,
             run={
                 "seconds": round(seconds, 1),
                 "steps": trainer.state.global_step,
@@ -146,7 +154,7 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
             overwrite=options.overwrite,
         )
     trainer.accelerator.wait_for_everyone()
-    return TrainResult(folder, manifest, metrics, baseline, learned, main_metric.removeprefix("eval_"), seconds)
+    return TrainResult(folder, manifest, metrics, baseline.metrics, learned, main_metric.removeprefix("eval_"), seconds)
 
 
 def fit(trainer: AdapterTrainer, interrupt: InterruptCallback, *, checkpoint: Path | None) -> float:
@@ -186,13 +194,29 @@ def refuse_sharding(trainer: AdapterTrainer) -> None:
         )
 
 
-def truncation_line(prepared: Prepared) -> str:
-    """How many rows were cut at `max_length`, for each split."""
+def truncation_lines(prepared: Prepared) -> list[str]:
+    """How many features were cut at `max_length`, for each split; nothing where nothing is counted."""
+    if not prepared.truncated or "max_length" not in prepared.problem.settings:
+        return []
     shares = [
-        f"{split} {count} of {len(prepared.rows[split])} ({count / len(prepared.rows[split]):.1%})"
+        f"{split} {count} of {len(prepared.features[split])} ({count / max(len(prepared.features[split]), 1):.1%})"
         for split, count in prepared.truncated.items()
     ]
-    return f"cut at {prepared.settings['max_length']} tokens: " + ", ".join(shares)
+    return [f"cut at {prepared.problem.settings['max_length']} tokens: " + ", ".join(shares)]
+
+
+def check_supervision(prepared: Prepared) -> None:
+    """Stops a run whose rows teach nothing: every label masked, or the same for all rows.
+
+    Raises:
+        GateError: All labels are masked, or all rows have the same one.
+    """
+    features = prepared.features["train"]
+    if isinstance(features, datasets.Dataset) and "labels" in features.column_names:
+        check_masked(features["labels"])
+    if label_column(prepared.task):
+        references = references_of(prepared.rows["train"], task=prepared.task, problem=prepared.problem)
+        check_alike(references, labels_named=prepared.problem.labels)
 
 
 def make_trainer(
@@ -200,10 +224,11 @@ def make_trainer(
     fresh: FreshAdapter,
     arguments: transformers.TrainingArguments,
     *,
+    splits: Mapping[str, Split],
     interrupt: InterruptCallback,
 ) -> AdapterTrainer:
     """Puts the Trainer of a run together."""
-    recipe, task = prepared.recipe, prepared.task
+    recipe, task, problem = prepared.recipe, prepared.task, prepared.problem
     callbacks: list[transformers.TrainerCallback] = [GradientGate(), interrupt]
     if recipe.early_stopping.early_stopping_patience is not None:
         callbacks.append(
@@ -212,37 +237,23 @@ def make_trainer(
                 early_stopping_threshold=recipe.early_stopping.early_stopping_threshold,
             )
         )
-
     if recipe.peft_config["peft_type"] == "ADALORA":
         callbacks.append(RankAllocation())
-
-    def compute_metrics(predicted: transformers.EvalPrediction) -> dict[str, float]:
-        decoded = task.decode(
-            np.asarray(predicted.predictions), labels=prepared.labels, problem_type=prepared.problem_type
+    weights = None
+    if task.weighs_classes and recipe.loss.class_weight is not None:
+        weights = class_weights(
+            recipe.loss.class_weight,
+            references_of(prepared.rows["train"], task=task, problem=problem),
+            labels=problem.labels,
+            problem_type=problem.problem_type,
         )
-        references = np.asarray(predicted.label_ids).tolist()
-        return task.score(decoded, references, labels=prepared.labels, problem_type=prepared.problem_type)
-
     trainer = AdapterTrainer(
-        recipe=recipe,
-        loss=task.loss(
-            problem_type=prepared.problem_type,
-            class_weight=class_weights(
-                recipe.loss.class_weight,
-                prepared.features["train"]["labels"][:],
-                labels=prepared.labels,
-                problem_type=prepared.problem_type,
-            ),
-            label_smoothing=arguments.label_smoothing_factor,
-        ),
+        prepared=prepared,
+        precision=fresh.precision,
+        splits=splits,
+        class_weight=weights,
         model=fresh.model,
         args=arguments,
-        train_dataset=prepared.features["train"],
-        eval_dataset=prepared.features.get("validation"),
-        data_collator=task.collator(prepared.processor, problem_type=prepared.problem_type, settings=prepared.settings),
-        processing_class=prepared.processor,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=first_output,
         callbacks=callbacks,
     )
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
@@ -250,48 +261,3 @@ def make_trainer(
     if not arguments.disable_tqdm:
         trainer.add_callback(OneScreenProgress())
     return trainer
-
-
-def first_output(logits: Any, _labels: Any) -> torch.Tensor:
-    """The logits alone: decoders also hand out their key and value cache."""
-    first: torch.Tensor = logits[0] if isinstance(logits, tuple) else logits
-    return first
-
-
-def measure(
-    trainer: AdapterTrainer, prepared: Prepared
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], bool | None]:
-    """Metrics of the adapter and of the majority answer on validation and test, and whether anything was learned."""
-    splits = [split for split in ("validation", "test") if split in prepared.rows]
-    metrics = {split: evaluate_split(trainer, prepared, split) for split in splits}
-    baseline = {split: baseline_metrics(prepared, split) for split in splits}
-    if "validation" not in splits:
-        return metrics, baseline, None
-    learned = learned_something(
-        metrics["validation"],
-        baseline["validation"],
-        rows=len(prepared.rows["validation"]),
-        problem_type=prepared.problem_type,
-    )
-    return metrics, baseline, learned
-
-
-def evaluate_split(trainer: AdapterTrainer, prepared: Prepared, split: str) -> dict[str, float]:
-    """Metrics of the adapter on one split, under their plain names; nothing is added to the training curves."""
-    result = trainer.predict(prepared.features[split], metric_key_prefix=split).metrics
-    plain = {name.removeprefix(f"{split}_"): float(value) for name, value in result.items()}
-    return {name: value for name, value in plain.items() if name not in TIMING}
-
-
-def majority_of(prepared: Prepared) -> dict[str, Any]:
-    """The majority answer of the training rows."""
-    return majority_answer(
-        prepared.features["train"]["labels"][:], labels=prepared.labels, problem_type=prepared.problem_type
-    )
-
-
-def baseline_metrics(prepared: Prepared, split: str) -> dict[str, float]:
-    """Metrics of the majority answer on one split."""
-    references = prepared.features[split]["labels"][:]
-    answers = [majority_of(prepared)] * len(references)
-    return prepared.task.score(answers, references, labels=prepared.labels, problem_type=prepared.problem_type)

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from lora_ft.adapters.card import model_card
 from lora_ft.adapters.folder import write_adapter
 from lora_ft.adapters.manifest import BaseIdentity, Manifest, installed_versions
@@ -15,6 +17,7 @@ from lora_ft.adapters.probe import make_probe
 from lora_ft.adapters.verify import verify_files
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared, base_answers
+from lora_ft.assemble.probe import probe_batch, probe_forward
 from lora_ft.models.fingerprint import fingerprint
 from lora_ft.recipe.write import resolved_yaml
 
@@ -25,16 +28,16 @@ class Outcome:
 
     Attributes:
         metrics: `{split: {metric: value}}` of the adapter.
-        baseline: The same for the majority answer.
-        learned: Whether the adapter beats the majority answer; None without a validation split.
-        majority: The majority answer itself.
+        baseline: The same for the best constant answer, or for the untrained model.
+        learned: Whether the adapter beats that; None without a validation split.
+        majority: The constant answer itself, or None.
         run: Facts of the run: seconds, steps, epochs, command.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
     baseline: Mapping[str, Mapping[str, float]]
     learned: bool | None
-    majority: Mapping[str, Any]
+    majority: Mapping[str, Any] | None
     run: Mapping[str, Any]
 
 
@@ -64,14 +67,20 @@ def save_adapter(
         AdapterError: The folder cannot be written, or what was written is not what was meant.
     """
     manifest = describe(prepared, fresh, outcome=outcome, cache_dir=cache_dir)
+    recipe_generation = prepared.problem.generation
     write_adapter(
         folder,
         model=fresh.model,
-        processor=prepared.processor,
+        processor=prepared.problem.processor,
         recipe_yaml=resolved_yaml(prepared.recipe),
         manifest=manifest,
-        metrics={"adapter": manifest.metrics, "majority": manifest.run["baseline"], "learned": outcome.learned},
-        card=model_card(manifest, auto_class=prepared.task.auto_class),
+        metrics={"adapter": manifest.metrics, "baseline": manifest.run["baseline"], "learned": outcome.learned},
+        card=model_card(
+            manifest,
+            auto_class=prepared.task.model_class(prepared.problem.problem_type),
+            config=prepared.task.model_config(prepared.problem),
+        ),
+        generation_config=transformers.GenerationConfig(**recipe_generation) if recipe_generation else None,
         overwrite=overwrite,
     )
     return verify_files(folder)
@@ -82,8 +91,8 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
     recipe = prepared.recipe
     return Manifest(
         task=recipe.task,
-        problem_type=prepared.problem_type,
-        labels=prepared.labels,
+        problem_type=prepared.problem.problem_type,
+        labels=prepared.problem.labels,
         base=BaseIdentity(
             name=prepared.base.name,
             revision=prepared.base.revision,
@@ -98,12 +107,13 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
         seed=int(recipe.training_args["seed"]),
         metrics={split: dict(values) for split, values in outcome.metrics.items()},
         learned=outcome.learned,
-        settings=dict(prepared.settings),
+        settings=dict(prepared.problem.settings),
         precision=fresh.precision.name,
         quantization=fresh.base.quantization,
         probe=make_probe(
             fresh.model,
-            probe_inputs(prepared),
+            probe_batch(prepared.task, prepared.problem),
+            forward=probe_forward(prepared.task, prepared.problem),
             precision=fresh.precision.name,
             quantization=fresh.base.quantization,
         ),
@@ -116,26 +126,11 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
             "rows": {split: len(table) for split, table in prepared.rows.items()},
             "truncated": dict(prepared.truncated),
             "baseline": {split: dict(values) for split, values in outcome.baseline.items()},
-            "majority": dict(outcome.majority),
-            "base_answers": not fresh.base.new_head and base_answers(prepared.base, prepared.labels),
-            "columns": [name for name in prepared.rows["train"].column_names if name != "label"],
+            "majority": dict(outcome.majority) if outcome.majority is not None else None,
+            "base_answers": not fresh.base.new_head
+            and base_answers(prepared.base, prepared.task, prepared.problem.labels),
+            "columns": [one.name for one in prepared.task.inputs() if one.name in prepared.rows["train"].column_names],
+            "generation_config": dict(recipe.generation_config),
+            "loss": dict(prepared.problem.loss),
         },
     )
-
-
-def probe_inputs(prepared: Prepared) -> dict[str, Any]:
-    """The batch whose logits prove at every load that the adapter answers as it did: the task's example texts."""
-    rows = prepared.task.example_rows(prepared.problem_type)
-    inputs = {name: values for name, values in rows.items() if name != "label"}
-    features = prepared.task.encode(
-        inputs,
-        prepared.processor,
-        labels=prepared.labels,
-        problem_type=prepared.problem_type,
-        settings=prepared.settings,
-    )
-    names = [name for name in features if name not in ("length", "truncated")]
-    collate = prepared.task.collator(prepared.processor, problem_type=prepared.problem_type, settings=prepared.settings)
-    count = len(features["length"])
-    batch: dict[str, Any] = collate([{name: features[name][index] for name in names} for index in range(count)])
-    return batch

@@ -1,17 +1,22 @@
-"""transformers' Trainer with the few things it cannot do: our batches, our loss, and a look at every loss."""
+"""transformers' Trainer with the few things it cannot do: our batches, our loss and metrics, a look at every loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from transformers.trainer_utils import EvalLoopOutput
 
 from lora_ft.adapters.optimizers import make_optimizer
+from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
-from lora_ft.recipe.schema import Recipe
+from lora_ft.data.encode import LazySplit
+from lora_ft.models.precision import Precision
 from lora_ft.train.gates import check_finite
+from lora_ft.train.measure import Split, measure
 
 FINITE_CHECK_STEPS = 10
 
@@ -27,22 +32,65 @@ class RankAllocation(transformers.TrainerCallback):  # type: ignore[misc]
         context["model"].base_model.update_and_allocate(state.global_step + 1)
 
 
+class EpochOfRows(transformers.TrainerCallback):  # type: ignore[misc]
+    """Tells rows that are encoded as they are read which epoch it is, so that they are varied anew in each.
+
+    accelerate 1.15 tells a dataset only where its sampler does not want to know, and on several processes ours does.
+
+    Args:
+        rows: The training rows.
+    """
+
+    def __init__(self, rows: LazySplit) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+        """Says it before the first row of an epoch is read."""
+        self.rows.set_epoch(int(state.epoch))
+
+
 class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     """A Trainer for one adapter.
 
-    Rows are grouped by length over the *global* batch, so that their order does not depend on the number of processes;
-    evaluation sorts them by length too; peft's own optimizers can be named in the recipe; a loss that is not finite
-    stops the run (transformers replaces it by the running mean before it is logged).
+    Rows are grouped by length over the *global* batch, so that their order does not depend on the number of processes.
+    Loss and metrics are the task's; evaluation decodes batch by batch, each row exactly once over all processes. peft's
+    own optimizers can be named in the recipe. A loss that is not finite stops the run (transformers replaces it by the
+    running mean before it is logged).
 
     Args:
-        recipe: The recipe, for the sections `optimizer` and `peft_config`.
-        loss: `f(outputs, labels, num_items_in_batch)`, see `Task.loss`.
+        prepared: Task, problem, rows, features and recipe of the run.
+        precision: What the model computes in.
+        splits: The splits that can be measured on.
+        class_weight: One weight a label, or None.
         **arguments: Those of `transformers.Trainer`.
     """
 
-    def __init__(self, *, recipe: Recipe, loss: Callable[..., torch.Tensor], **arguments: Any) -> None:
-        super().__init__(compute_loss_func=loss, **arguments)
-        self.recipe = recipe
+    control: transformers.TrainerControl
+    loss_is_scaled_for_ga = True  # the loss is a sum over the items of all accumulated batches
+
+    def __init__(
+        self,
+        *,
+        prepared: Prepared,
+        precision: Precision,
+        splits: Mapping[str, Split],
+        class_weight: Sequence[float] | None,
+        **arguments: Any,
+    ) -> None:
+        validation = splits.get("validation")
+        super().__init__(
+            train_dataset=prepared.features["train"],
+            eval_dataset=validation.features if validation else None,
+            data_collator=prepared.task.collator(prepared.problem, training=True),
+            processing_class=prepared.problem.processor,
+            **arguments,
+        )
+        if isinstance(self.train_dataset, LazySplit):
+            self.add_callback(EpochOfRows(self.train_dataset))
+        self.prepared = prepared
+        self.precision = precision
+        self.splits = splits
+        self.class_weight = class_weight
         self._finite = torch.ones((), dtype=torch.bool, device=self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
@@ -55,13 +103,6 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Longest rows first, like lengths together: the metrics do not depend on the order, the time does."""
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_eval_sampler(eval_dataset)
-        lengths = eval_dataset["length"][:]
-        return sorted(range(len(lengths)), key=lambda row: -int(lengths[row]))
-
     def padding(self) -> float:
         """Tokens computed over real tokens in the first epoch."""
         lengths, size = self.train_dataset["length"][:], self.args.train_batch_size
@@ -71,17 +112,46 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Creates peft's optimizer if the recipe names one, else what `training_args.optim` says."""
         if self.optimizer is None:  # type: ignore[has-type]
+            recipe = self.prepared.recipe
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = make_optimizer(
                 self.model,
-                self.recipe.optimizer,
+                recipe.optimizer,
                 optimizer_class=optimizer_class,
                 optimizer_kwargs={**optimizer_kwargs, "weight_decay": self.args.weight_decay},
-                r=int(self.recipe.peft_config.get("r", 8)),
-                lora_alpha=int(self.recipe.peft_config.get("lora_alpha", 8)),
+                r=int(recipe.peft_config.get("r", 8)),
+                lora_alpha=int(recipe.peft_config.get("lora_alpha", 8)),
             )
         optimizer: torch.optim.Optimizer = self.optimizer or super().create_optimizer(model)
         return optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """What the losses of all accumulated batches on all processes are averaged over."""
+        items = torch.tensor(sum(self.prepared.task.items(batch) for batch in batch_samples), device=device)
+        if self.args.world_size > 1:
+            items = self.accelerator.gather(items.reshape(1)).sum()
+        return items
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The task's loss; times the processes, because DDP averages gradients over them."""
+        task, problem = self.prepared.task, self.prepared.problem
+        outputs = task.forward(model, inputs, problem)
+        loss = task.loss(
+            outputs,
+            inputs,
+            problem,
+            items=task.items(inputs) if num_items_in_batch is None else num_items_in_batch,
+            class_weight=self.class_weight,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+        loss = loss * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(
         self,
@@ -95,3 +165,25 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if loss.device.type == "cpu" or self.state.global_step % FINITE_CHECK_STEPS == 0:
             check_finite(bool(self._finite), step=self.state.global_step, learning_rate=self._get_learning_rate())
         return loss
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Measures by the task's own functions; transformers' loop keeps the logits of all rows."""
+        split = next(one for one in self.splits.values() if one.features is dataloader.dataset)
+        self.callback_handler.eval_dataloader = dataloader
+
+        def advance(_: int) -> None:
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        measured = measure(
+            self.accelerator.unwrap_model(self.model), split, task=self.prepared.task, problem=self.prepared.problem,
+            precision=self.precision, arguments=self.args, advance=advance,
+        )  # fmt: skip
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.metrics.items()}
+        return EvalLoopOutput(np.empty(0), None, metrics, len(split.rows))

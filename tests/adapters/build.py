@@ -73,6 +73,11 @@ def logits(model: Any) -> torch.Tensor:
         return model(**batch()).logits
 
 
+def forward(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What the probe compares of a classifier."""
+    return model(**inputs).logits
+
+
 def trained(
     folder: Path, peft_config: Mapping[str, Any] | None = None, *, kind: str = "bert", **settings: Any
 ) -> PeftModel:
@@ -100,7 +105,7 @@ def manifest_for(model: PeftModel, base: Path, *, quantization: str | None = Non
         "settings": {"max_length": 64},
         "precision": "float32",
         "quantization": quantization,
-        "probe": make_probe(model, batch(), precision="float32", quantization=quantization),
+        "probe": make_probe(model, batch(), forward=forward, precision="float32", quantization=quantization),
         "created": "2026-11-22T08:00:00+00:00",
         "run": {"rows": {"train": 6}, "command": "lora-ft train shop.yaml", "seconds": 3.0},
     }

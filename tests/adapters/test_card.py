@@ -6,13 +6,16 @@ import dataclasses
 import io
 import re
 
+import pytest
 import torch
 from ruamel.yaml import YAML
 
 from lora_ft.adapters.card import model_card
 from lora_ft.adapters.verify import verify_files
 from tests.adapters.build import batch, logits
+from tests.adapters.test_families import adapt, answers, same, write
 from tests.adapters.test_manifest import MANIFEST
+from tests.families import FAMILIES
 
 
 def front_matter(card: str) -> dict:
@@ -44,7 +47,7 @@ def test_card_holds_command_data_numbers_labels_and_limits():
     card = model_card(dataclasses.replace(MANIFEST, run=run))
     for part in (
         "lora-ft train shop.yaml",
-        "- train: 640 rows, 3 of them cut",
+        "- train: 640 rows, cut to the maximum length 3 times",
         "- test: 80 rows\n",
         "| test | f1 | 0.3000 | 0.2500 |",
         "`schlecht`, `gut`, `好`",
@@ -68,3 +71,34 @@ def test_the_code_of_the_card_loads_the_adapter(written, lora, tiny_bert):
     assert torch.equal(logits(names["model"]), logits(lora))
     assert len(names["tokenizer"]) > 60 and batch()["input_ids"].max() < 70
     assert manifest.labels == ("bad", "fair", "good")
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "word"),
+    [
+        ("mobilenet-images", "image_processor", "photo.jpg"),
+        ("timm-images", "image_processor", "photo.jpg"),
+        ("rt_detr-boxes", "image_processor", "photo.jpg"),
+        ("wav2vec2-ctc", "processor", "sound.wav"),
+        ("ast-sounds", "processor", "sound.wav"),
+        ("whisper-speech", "processor", "sound.wav"),
+        ("t5-text2text", "tokenizer", "a text"),
+    ],
+)
+def test_the_code_of_a_card_loads_an_adapter_of_any_kind(family_bases, tmp_path, name, reader, word):
+    family = FAMILIES[name]
+    folder = family_bases(family)
+    model = adapt(family, folder)
+    write(tmp_path / "adapter", model, family, folder)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    names: dict = {}
+    exec(
+        re.search(r"```python\n(.*?)```", card, re.DOTALL)
+        .group(1)
+        .replace("path/to/this/folder", str(tmp_path / "adapter")),
+        names,
+    )
+    same(answers(names["model"], family), answers(model, family))
+    assert callable(names[reader])
+    assert f'lora-ft predict path/to/this/folder "{word}"' in card
+    assert ("Output i of the head" in card) == ("num_labels" in family.config)

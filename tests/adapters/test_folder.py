@@ -14,21 +14,24 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from transformers import BitsAndBytesConfig
 
 from lora_ft.adapters import folder as room
-from lora_ft.adapters.folder import attach_saved, refuse_base_weights, write_adapter
+from lora_ft.adapters import state as state_room
+from lora_ft.adapters.folder import attach_saved, write_adapter
 from lora_ft.adapters.probe import check_probe
+from lora_ft.adapters.state import refuse_base_weights
 from lora_ft.adapters.verify import find_adapters, resolve_adapter, verify_files
 from lora_ft.errors import AdapterError
-from tests.adapters.build import HEADS, load, logits, snapshot, train, trained, write
+from tests.adapters.build import HEADS, forward, load, logits, manifest_for, snapshot, train, trained, write
 
 
 def test_written_folder_verifies_and_answers_as_before(written, lora, tiny_bert):
     manifest = verify_files(written)
     model = attach_saved(load(tiny_bert, seed=9), written, manifest)
     assert torch.equal(logits(model), logits(lora))
-    assert check_probe(model, manifest.probe, precision="float32", quantization=None) == 0
+    assert check_probe(model, manifest.probe, forward=forward, precision="float32", quantization=None) == 0
     assert not model.training and not any(one.requires_grad for one in model.parameters())
 
 
@@ -67,7 +70,7 @@ def test_adapter_of_a_bf16_base_comes_back(tiny_bert, tmp_path):
     model = trained(tiny_bert)
     manifest = write(tmp_path / "a", model, tiny_bert)
     half = attach_saved(load(tiny_bert, dtype=torch.bfloat16), tmp_path / "a", manifest)
-    assert check_probe(half, manifest.probe, precision="bfloat16", quantization=None) < 0.05
+    assert check_probe(half, manifest.probe, forward=forward, precision="bfloat16", quantization=None) < 0.05
 
 
 def test_adapter_of_an_nf4_base_comes_back_on_nf4_and_on_fp32(tiny_bert, tmp_path):
@@ -78,9 +81,9 @@ def test_adapter_of_an_nf4_base_comes_back_on_nf4_and_on_fp32(tiny_bert, tmp_pat
     manifest = write(tmp_path / "a", model, tiny_bert, quantization="nf4")
     verify_files(tmp_path / "a")
     again = attach_saved(load(tiny_bert, quantization_config=quantization), tmp_path / "a", manifest)
-    assert check_probe(again, manifest.probe, precision="float32", quantization="nf4") < 1e-3
+    assert check_probe(again, manifest.probe, forward=forward, precision="float32", quantization="nf4") < 1e-3
     plain = attach_saved(load(tiny_bert), tmp_path / "a", manifest)
-    check_probe(plain, manifest.probe, precision="float32", quantization=None)
+    check_probe(plain, manifest.probe, forward=forward, precision="float32", quantization=None)
 
 
 def test_existing_adapter_is_kept_without_overwrite(adapter, lora, tiny_bert):
@@ -193,7 +196,7 @@ def test_weights_of_the_base_are_never_saved(lora):
 
 def test_a_folder_with_weights_of_the_base_is_never_written(lora, tiny_bert, tmp_path, monkeypatch):
     name = "base_model.model.bert.embeddings.LayerNorm.bias"
-    monkeypatch.setattr(room, "get_peft_model_state_dict", lambda *_, **__: {name: lora.get_parameter(name)})
+    monkeypatch.setattr(state_room, "get_peft_model_state_dict", lambda *_, **__: {name: lora.get_parameter(name)})
     with pytest.raises(AdapterError, match="An adapter folder never holds the base"):
         write(tmp_path / "a", lora, tiny_bert)
     assert not list(tmp_path.iterdir())
@@ -239,3 +242,24 @@ def test_list_finds_adapters_and_no_unfinished_ones(adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "deep" / "er" / "adapter")
     shutil.copytree(adapter, tmp_path / ".shop.tmp-1-ab")
     assert find_adapters(tmp_path) == [tmp_path / "deep" / "er" / "adapter", adapter]
+
+
+def test_generation_settings_are_saved_with_the_adapter_and_verified(lora, tiny_bert, tmp_path):
+    settings = transformers.GenerationConfig(max_new_tokens=7, do_sample=True, top_p=0.5, lang_to_id={"<|en|>": 3})
+    manifest = manifest_for(lora, tiny_bert)
+    written = write_adapter(
+        tmp_path / "shop",
+        model=lora,
+        processor=transformers.AutoTokenizer.from_pretrained(tiny_bert),
+        recipe_yaml="",
+        manifest=manifest,
+        metrics={},
+        card="",
+        overwrite=False,
+        generation_config=settings,
+    )
+    assert "generation_config.json" in written.files
+    verify_files(tmp_path / "shop")
+    again = transformers.GenerationConfig.from_pretrained(tmp_path / "shop")
+    assert (again.max_new_tokens, again.do_sample, again.top_p) == (7, True, 0.5)
+    assert again.lang_to_id == {"<|en|>": 3}

@@ -95,9 +95,9 @@ def test_reordered_keys_and_spaces_are_no_edit():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format_version = 2: written by a newer lora_ft"),
-        ({"format_version": "1"}, "format_version = '1': expected 1"),
-        ({"format_version": True}, "format_version = True: expected 1"),
+        ({"format_version": 3}, "format_version = 3: written by a newer lora_ft"),
+        ({"format_version": "1"}, "format_version = '1': expected 2"),
+        ({"format_version": True}, "format_version = True: expected 2"),
         ({"lables": []}, "unknown key 'lables'. Did you mean 'labels'"),
         ({"seed": True}, "seed = True: expected int"),
         ({"seed": 1.0}, "seed = 1.0: expected int"),

@@ -17,7 +17,7 @@ from lora_ft.adapters.probe import check_probe
 from lora_ft.adapters.targets import head_wrappers
 from lora_ft.adapters.verify import verify_files
 from lora_ft.errors import InputError
-from tests.adapters.build import HEADS, batch, load, logits, train, write
+from tests.adapters.build import HEADS, batch, forward, load, logits, train, write
 
 LINEAR = {"target_modules": "all-linear"}
 SUITED: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def test_method_trains_alone_and_comes_back_with_equal_logits(config, tiny_bert,
     assert verify_files(tmp_path / "adapter") == manifest
     ours = attach_saved(load(tiny_bert, seed=8), tmp_path / "adapter", manifest)
     torch.testing.assert_close(logits(ours), logits(model), rtol=0, atol=2e-5)
-    check_probe(ours, manifest.probe, precision="float32", quantization=None)
+    check_probe(ours, manifest.probe, forward=forward, precision="float32", quantization=None)
     plain = peft.PeftModel.from_pretrained(load(tiny_bert, seed=8), tmp_path / "adapter")
     torch.testing.assert_close(logits(plain), logits(model), rtol=0, atol=2e-5)
 

@@ -17,7 +17,7 @@ from lora_ft.adapters.folder import attach_saved
 from lora_ft.adapters.probe import check_probe
 from lora_ft.adapters.verify import read_manifest, refuse_other_base, verify_files
 from lora_ft.errors import AdapterRefused
-from tests.adapters.build import LABELS, edit_tensors, load, resign, trained, write
+from tests.adapters.build import LABELS, edit_tensors, forward, load, resign, trained, write
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -26,7 +26,7 @@ def open_fully(folder: Path, base: Path) -> None:
     """Everything that is checked before an adapter answers."""
     manifest = verify_files(folder)
     model = attach_saved(load(base, seed=9), folder, manifest)
-    check_probe(model, manifest.probe, precision="float32", quantization=None)
+    check_probe(model, manifest.probe, forward=forward, precision="float32", quantization=None)
 
 
 def edit_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -175,7 +175,7 @@ def extra_weights(folder: Path) -> None:
 
 
 def future_version(folder: Path) -> None:
-    resign(folder, lambda content: content.update(format_version=2))
+    resign(folder, lambda content: content.update(format_version=3))
 
 
 def unknown_key(folder: Path) -> None:
@@ -259,7 +259,7 @@ CORRUPTIONS = [
     (extra_pickle, r"adapter_model\.bin: not part of the adapter"),
     (extra_code, r"modeling_bert\.py: not part of the adapter"),
     (extra_weights, r"model\.safetensors: not part of the adapter"),
-    (future_version, r"format_version = 2: written by a newer lora_ft.*Upgrade"),
+    (future_version, r"format_version = 3: written by a newer lora_ft.*Upgrade"),
     (unknown_key, r"unknown key 'lables'\. Did you mean 'labels'"),
     (missing_key, r"probe is missing"),
     (wrong_type, r"seed = '0': expected int"),

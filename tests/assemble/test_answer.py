@@ -1,12 +1,19 @@
-"""Batches of like length give back logits in the order of the rows."""
+"""Answers are decoded batch by batch, and joined in the order of the rows."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
 import numpy as np
+import pytest
 import torch
 
-from lora_ft.assemble.answer import logits_of
+from lora_ft.assemble.answer import Answers, answer, join_rows
 from lora_ft.models.precision import plan_precision
+
+PRECISION = plan_precision(device="cpu", dtype="float32")
 
 
 class Lengths(torch.nn.Module):
@@ -20,16 +27,51 @@ class Lengths(torch.nn.Module):
         return {"logits": (input_ids > 0).sum(dim=1, keepdim=True) * self.weight}
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     width = max(len(row["input_ids"]) for row in rows)
     return {"input_ids": torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])}
 
 
-def test_logits_come_in_the_order_of_the_rows_and_every_row_is_counted() -> None:
-    lengths = [3, 9, 1, 7, 7, 2, 5]
-    features = [{"input_ids": [1] * length, "length": length} for length in lengths]
+TASK: Any = SimpleNamespace(
+    columns=(),
+    collator=lambda problem: collate,
+    forward=lambda model, batch, problem: model(**batch),
+    loss=lambda outputs, batch, problem, items: outputs["logits"].sum() / items,
+    items=lambda batch: len(batch["input_ids"]),
+    answer=lambda model, batch, problem, outputs: outputs or model(**batch),
+    decode=lambda found, features, problem: found["logits"][:, 0].tolist(),
+    join=lambda parts, row, problem: {"total": sum(parts), "id": row["id"]},
+)
+LENGTHS = [3, 9, 1, 7, 7, 2, 5]
+ROWS = [0, 0, 1, 2, 2, 2, 3]
+FEATURES = datasets.Dataset.from_dict({"input_ids": [[1] * n for n in LENGTHS], "length": LENGTHS, "row": ROWS})
+
+
+def run(**options: Any) -> Answers:
+    return answer(Lengths(), FEATURES, task=TASK, problem=None, precision=PRECISION, batch_size=3, **options)  # type: ignore[arg-type]
+
+
+def test_each_feature_gets_its_own_answer_whatever_the_order_of_the_batches() -> None:
     done: list[int] = []
-    precision = plan_precision(device="cpu", dtype="float32")
-    logits = logits_of(Lengths(), features, collate=collate, precision=precision, batch_size=3, advance=done.append)
-    assert np.array_equal(logits[:, 0], lengths)
+    assert run(advance=done.append).parts == dict(enumerate(LENGTHS))
     assert done == [3, 3, 1]
+
+
+def test_the_features_of_a_row_are_joined_in_order() -> None:
+    rows = datasets.Dataset.from_dict({"id": ["a", "b", "c", "d"]})
+    joined = join_rows(run().parts, FEATURES, rows, task=TASK, problem=None)  # type: ignore[arg-type]
+    assert joined == [
+        {"total": 12, "id": "a"},
+        {"total": 1, "id": "b"},
+        {"total": 16, "id": "c"},
+        {"total": 5, "id": "d"},
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_shares_of_several_processes_make_the_whole_exactly_once(count: int) -> None:
+    shares = [run(share=(index, count), measure_loss=True) for index in range(count)]
+    keys = [key for share in shares for key in share.parts]
+    assert sorted(keys) == list(range(len(LENGTHS)))
+    assert sum(share.items for share in shares) == len(LENGTHS)
+    assert sum(share.loss_sum for share in shares) == pytest.approx(np.sum(LENGTHS))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.assemble.baseline import majority_answer
 from lora_ft.assemble.prepare import prepare
 from lora_ft.errors import DataError, RecipeError
 from tests.toy import read, write_recipe, write_reviews
@@ -14,7 +13,7 @@ from tests.toy import read, write_recipe, write_reviews
 
 def test_rows_become_features_with_labels_lengths_and_truncation(tmp_path: Path, tiny_bert: Path) -> None:
     prepared = prepare(read(write_recipe(tmp_path, tiny_bert, processor={"max_length": 6})))
-    assert prepared.labels == ("negative", "positive")
+    assert prepared.problem.labels == ("negative", "positive")
     assert len(prepared.features["train"]) == 128
     assert max(prepared.features["train"]["length"]) == 6
     assert prepared.truncated["train"] == sum(prepared.features["train"]["truncated"]) > 0
@@ -24,7 +23,7 @@ def test_max_length_defaults_to_what_the_base_can_read(tmp_path: Path, tiny_bert
     file = write_recipe(tmp_path, tiny_bert)
     text = file.read_text(encoding="utf-8").replace('"max_length": 32', "")
     file.write_text(text, encoding="utf-8")
-    assert prepare(read(file)).settings["max_length"] == 64
+    assert prepare(read(file)).problem.settings["max_length"] == 64
 
 
 def test_more_tokens_than_positions_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
@@ -37,25 +36,3 @@ def test_a_label_that_only_validation_has_is_refused(tmp_path: Path, tiny_bert: 
     write_reviews(tmp_path / "data" / "dev.csv", 8, seed=3, names=("negative", "mixed"))
     with pytest.raises(DataError, match="mixed"):
         prepare(read(file))
-
-
-@pytest.mark.parametrize(
-    ("problem_type", "references", "expected"),
-    [
-        (
-            "single_label_classification",
-            [0, 1, 1],
-            {"label": "b", "score": 2 / 3, "scores": {"a": 1 / 3, "b": 2 / 3}},
-        ),
-        (
-            "multi_label_classification",
-            [[1, 0], [1, 1], [1, 0]],
-            {"labels": ["a"], "scores": {"a": 1.0, "b": 1 / 3}},
-        ),
-        ("regression", [1.0, 2.0, 6.0], {"value": 3.0}),
-    ],
-)
-def test_the_majority_answer_is_the_best_constant(
-    problem_type: str, references: list[object], expected: dict[str, object]
-) -> None:
-    assert majority_answer(references, labels=("a", "b"), problem_type=problem_type) == expected

@@ -15,6 +15,31 @@ COLUMNS = (
     Column("label", "label", True, "the label"),
 )
 
+TAGGED = (
+    Column("tokens", "texts", False, "words"),
+    Column("tags", "labels", False, "tags", target=True),
+    Column("text", "text", False, "a text"),
+    Column("spans", "spans", False, "spans", target=True),
+    Column("id", "text", False, "a name"),
+)
+TAGGED_SETS = {"tokens": ("tokens", "tags"), "spans": ("text", "spans")}
+WRITTEN = (
+    Column("messages", "messages", False, "a chat", target=True),
+    Column("prompt", "text", False, "a prompt"),
+    Column("completion", "text", False, "what follows", target=True),
+    Column("text", "text", False, "a text", target=True),
+)
+WRITTEN_SETS = {"chat": ("messages",), "completion": ("prompt", "completion"), "text": ("text",)}
+DETECTED = (Column("image", "image", True, "a picture"), Column("objects", "objects", True, "boxes", target=True))
+PICTURED = (Column("image", "image", True, "a picture"), Column("label", "label", True, "a class", target=True))
+HEARD = (Column("audio", "audio", True, "a sound"), Column("text", "text", True, "what is said", target=True))
+ASKED = (
+    Column("question", "text", True, "the question"),
+    Column("context", "text", True, "the text"),
+    Column("answers", "answers", True, "the answers", target=True),
+    Column("id", "text", False, "a name"),
+)
+
 
 def section(**files: str | Path | list[Path]) -> DatasetSection:
     """A `dataset` section with files for each split."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_ft.assemble.recorded import RecordedColumns
 from lora_ft.assemble.saved import OpenOptions, SavedAdapter, open_adapter
 from lora_ft.errors import DataError
 from lora_ft.evaluate.compare import compare, rows_of_file, rows_of_recipe
@@ -41,10 +42,10 @@ def test_a_file_without_labels_points_to_predict(opened: SavedAdapter, tmp_path:
     file = tmp_path / "texts.csv"
     file.write_text("text\ngood book\n", encoding="utf-8")
     with pytest.raises(DataError, match="lora-ft predict"):
-        rows_of_file(opened, file, columns={}, label_delimiter=None)
+        rows_of_file(opened, file, RecordedColumns({}))
 
 
 def test_a_file_with_a_label_that_the_adapter_does_not_know_is_refused(opened: SavedAdapter, tmp_path: Path) -> None:
     file = write_reviews(tmp_path / "rows.csv", 4, seed=5, names=("negative", "mixed"))
     with pytest.raises(DataError, match="mixed"):
-        rows_of_file(opened, file, columns={}, label_delimiter=None)
+        rows_of_file(opened, file, RecordedColumns({}))

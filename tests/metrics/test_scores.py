@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lora_ft.metrics.load import load_metric
 from lora_ft.metrics.multi_label import multi_label_scores
 from lora_ft.metrics.regression import regression_scores
-from lora_ft.metrics.single_label import single_label_scores
+from lora_ft.metrics.single_label import label_ranks, single_label_scores, top_k_accuracy
 
 NAMES = ["a", "b", "c", "d"]
 CLASSES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
@@ -48,6 +48,26 @@ def test_single_label_equals_scikit_learn(rows: list[tuple[int, int]]) -> None:
     each = sk.f1_score(true, predicted, labels=range(4), average=None, zero_division=0)
     expected |= {f"f1/{name}": value for name, value in zip(NAMES, each, strict=True)}
     assert scores == pytest.approx(expected)
+
+
+@given(st.integers(0, 1_000), st.integers(1, 5))
+@settings(deadline=None, max_examples=30)
+def test_top_k_accuracy_equals_scikit_learn_on_any_rows(seed: int, k: int) -> None:
+    generator = np.random.default_rng(seed)
+    scores, true = generator.random((12, 5)), generator.integers(0, 5, size=12)
+    ranks = label_ranks(np.argsort(-scores, axis=1).tolist(), true.tolist())
+    rows = generator.integers(0, 12, size=12)
+    for drawn in (np.arange(12), rows):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn finds k = 5 of 5 classes meaningless
+            expected = sk.top_k_accuracy_score(true[drawn], scores[drawn], k=k, labels=range(5))
+        assert top_k_accuracy(ranks[drawn], k) == pytest.approx(expected)
+
+
+def test_a_label_that_is_not_among_the_ranked_ones_is_never_right() -> None:
+    ranks = label_ranks([["cat", "dog"], ["dog", "cat"], ["cat", "dog"]], ["cat", "cat", "cow"])
+    assert [top_k_accuracy(ranks, k) for k in (1, 2, 100)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert top_k_accuracy(ranks[:0], 5) == 0.0
 
 
 @given(VECTORS)

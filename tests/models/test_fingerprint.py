@@ -267,3 +267,62 @@ def test_minilm_has_the_recorded_fingerprint():
     assert found.bytes == 90_856_960
     assert found.method == "full"
     assert found.weights.startswith("cb0af16a792c3079")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("vit", {"image_mean": [0.1, 0.2, 0.3]}),
+        ("vit", {"size": {"height": 48, "width": 48}}),
+        ("resnet", {"crop_pct": 1.0}),
+        ("hubert", {"do_normalize": False}),
+        ("ast", {"mean": -1.0}),
+    ],
+)
+def test_what_makes_other_numbers_of_an_image_or_a_sound_is_another_base(tmp_path, kind, change):
+    folder = make_base(tmp_path, kind)
+    recorded = of(folder, cache_dir=tmp_path / "cache")
+    assert of(folder, cache_dir=tmp_path / "cache") == recorded
+    edit_json(folder / "preprocessor_config.json", **change)
+    found = of(folder, cache_dir=tmp_path / "cache")
+    assert differences(recorded, found) == [
+        "preprocessor_config.json differs: the same image or sound would give other numbers"
+    ]
+
+
+def test_names_that_versions_write_differently_do_not_matter(tmp_path):
+    folder = make_base(tmp_path, "vit")
+    recorded = of(folder)
+    edit_json(folder / "preprocessor_config.json", image_processor_type="ViTFeatureExtractor", processor_class=None)
+    assert of(folder) == recorded
+
+
+def test_both_layouts_of_a_speech_processor_are_the_same(tmp_path):
+    folder = make_base(tmp_path, "wav2vec2")
+    recorded = of(folder)
+    assert recorded.inputs != "none" and recorded.tokenizer != "none"
+    parts = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").unlink()
+    (folder / "preprocessor_config.json").write_text(json.dumps(parts["feature_extractor"]))
+    assert of(folder) == recorded
+
+
+def test_a_base_for_texts_has_no_digest_of_inputs_and_older_records_stay_valid(tiny_bert):
+    found = of(tiny_bert)
+    older = {name: value for name, value in asdict(found).items() if name != "inputs"}
+    assert found.inputs == "none"
+    assert differences(Fingerprint(**older), found) == []
+
+
+def test_generation_settings_are_not_part_of_a_base(tmp_path):
+    folder = make_base(tmp_path, "whisper")
+    recorded = of(folder)
+    edit_json(folder / "generation_config.json", max_length=7)
+    assert of(folder) == recorded
+
+
+def test_broken_preprocessor_file_is_an_error_of_ours(tmp_path):
+    folder = make_base(tmp_path, "vit")
+    (folder / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="not a JSON object"):
+        of(folder)

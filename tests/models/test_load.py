@@ -245,3 +245,25 @@ def test_attention_is_the_one_asked_for(tiny_bert):
 def test_loading_makes_no_input_gradients(tiny_bert):
     model = load(tiny_bert).model.train()
     assert not model(**batch()).logits.requires_grad
+
+
+def test_the_pad_token_of_the_base_is_shared_with_models_of_texts_alone(tiny_bert, tmp_path):
+    assert load(tiny_bert, config={**LABELS, "pad_token_id": 3}).model.config.pad_token_id == 3
+    speech = make_base(tmp_path, "wav2vec2")
+    content = json.loads((speech / "config.json").read_text())
+    (speech / "config.json").write_text(json.dumps({**content, "pad_token_id": 7}))  # the blank of its own head
+    settings = {"auto_class": "AutoModelForCTC", "head": ("lm_head",)}
+    assert load(speech, **settings, config={"vocab_size": 9}).model.config.pad_token_id == 7
+    assert load(speech, **settings, config={"vocab_size": 9, "pad_token_id": 8}).model.config.pad_token_id == 8
+
+
+def test_dropouts_among_the_arguments_of_timm_are_set_too(tmp_path):
+    folder = make_base(tmp_path, "timm")
+    content = json.loads((folder / "config.json").read_text())
+    arguments = {**content["model_args"], "drop_rate": 0.3, "drop_path_rate": 0.2}
+    (folder / "config.json").write_text(json.dumps({**content, "model_args": arguments}))
+    base = BaseFolder("timm", None, folder)
+    config = load_config(base, fields={}, dropout=0.0, trust_remote_code=False)
+    assert config.model_args == {**arguments, "drop_rate": 0.0, "drop_path_rate": 0.0}
+    kept = load_config(base, fields={}, dropout="keep", trust_remote_code=False)
+    assert kept.model_args == arguments

@@ -188,3 +188,11 @@ def test_size_counts_every_weight_once_quantised_or_not(tmp_path):
     assert sizes[str(INT8)].bytes == rest + linear + 4 * 2 * (4 * 64 + 128 + 64)
     nested = 12 * (4 + 4 * 1 + 4 * 256)  # of each layer: offset, one scale of scales, their code book
     assert sizes[str(DOUBLE)].bytes == rest + linear // 2 + linear // 64 + 16 * 4 * 12 + nested
+
+
+@ALL
+@pytest.mark.parametrize("kind", ["resnet", "mobilenet_v2"])
+def test_base_of_convolutions_cannot_be_quantised_and_says_why(tmp_path, kind, settings):
+    folder = make_base(tmp_path, kind)
+    with pytest.raises(ModelError, match=r"has no linear layers outside its head, .* Leave the section out"):
+        load(folder, auto_class="AutoModelForImageClassification", quantization_config=settings)

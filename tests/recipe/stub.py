@@ -1,4 +1,4 @@
-"""A stub of a task's facts, and short ways to write and read a recipe in a test."""
+"""Stubs of tasks' facts, and short ways to write and read a recipe in a test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT_CLASSIFICATION = TaskFacts(
     columns=(
         Column("text", "text", True, "the text to classify"),
         Column("text_pair", "text", False, "a second text"),
-        Column("label", "label", True, "its class"),
+        Column("label", "label", True, "its class", target=True),
     ),
     metrics={
         "single_label_classification": (
@@ -37,8 +37,73 @@ TEXT_CLASSIFICATION = TaskFacts(
         "truncation_side": (str,),
         "padding_side": (str,),
     },
+    weighs_classes=True,
+    smooths_labels=True,
 )
-TASKS = {TEXT_CLASSIFICATION.name: TEXT_CLASSIFICATION}
+TOKEN_CLASSIFICATION = TaskFacts(
+    name="token-classification",
+    columns=(
+        Column("tokens", "texts", False, "the words"),
+        Column("tags", "labels", False, "one tag for each word", target=True),
+        Column("text", "text", False, "a text"),
+        Column("spans", "spans", False, "its entities", target=True),
+        Column("id", "text", False, "the name of a row"),
+    ),
+    column_sets={"tokens": ("tokens", "tags"), "spans": ("text", "spans")},
+    metrics={"tokens": ("f1", "accuracy"), "spans": ("f1",)},
+    lower_is_better=frozenset(),
+    processor_fields={"max_length": (int,), "stride": (int,)},
+    weighs_classes=True,
+    starting_point=("google-bert/bert-base-cased", "data/train.conll"),
+)
+TEXT_GENERATION = TaskFacts(
+    name="text-generation",
+    columns=(
+        Column("text", "text", False, "plain text"),
+        Column("prompt", "text", False, "what is asked"),
+        Column("completion", "text", False, "what is to be said", target=True),
+        Column("messages", "messages", False, "a conversation"),
+    ),
+    column_sets={"text": ("text",), "completion": ("prompt", "completion"), "chat": ("messages",)},
+    metrics=dict.fromkeys(("text", "completion", "chat"), ("perplexity", "token_accuracy")),
+    lower_is_better=frozenset({"perplexity"}),
+    processor_fields={"max_length": (int,), "chat_template": (str,)},
+    generation_fields={
+        "max_new_tokens": (int,),
+        "do_sample": (bool,),
+        "temperature": (float,),
+        "stop_strings": (str, list),
+        "early_stopping": (bool, "never"),
+    },
+    loss_types=("sigmoid", "ipo"),
+    starting_point=("Qwen/Qwen2.5-0.5B-Instruct", "data/train.txt"),
+)
+IMAGE_CLASSIFICATION = TaskFacts(
+    name="image-classification",
+    columns=(
+        Column("image", "image", True, "the picture"),
+        Column("label", "label", True, "its class", target=True),
+    ),
+    metrics={"single_label_classification": ("accuracy", "f1_macro")},
+    lower_is_better=frozenset(),
+    processor_fields={"size": (int, list)},
+    augmentation_fields={"crop_scale": (list, type(None)), "flip": (float,), "interpolation": ("bilinear", 3)},
+    weighs_classes=True,
+    starting_point=("google/vit-base-patch16-224", "data/train"),
+)
+OBJECT_DETECTION = TaskFacts(
+    name="object-detection",
+    columns=(
+        Column("image", "image", True, "the picture"),
+        Column("objects", "objects", True, "boxes with their classes", target=True),
+    ),
+    metrics={"object_detection": ("map", "map_50")},
+    lower_is_better=frozenset(),
+    processor_fields={},
+    starting_point=("hustvl/yolos-tiny", "data/train.json"),
+)
+ALL_TASKS = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, TEXT_GENERATION, IMAGE_CLASSIFICATION, OBJECT_DETECTION)
+TASKS = {task.name: task for task in ALL_TASKS}
 
 GOOD = """\
 task: text-classification
@@ -51,6 +116,33 @@ dataset:
 training_args:
   output_dir: runs/shop
 """
+
+
+FILES = {
+    "words.conll": "EU B-ORG\nrejects O\n\nBonn B-LOC\n",
+    "spans.jsonl": '{"text": "EU", "spans": []}\n',
+    "plain.txt": "To be or not to be.\n",
+    "asked.csv": "prompt,completion,question\na,b,c\n",
+    "coco.json": '{"images": [{"file_name": "a.jpg"}], "annotations": [], "categories": []}',
+    "photos/cat/a.jpg": "",
+    "photos/dog/b.PNG": "",
+    "sounds/yes/a.wav": "",
+}
+
+
+def of_task(task: TaskFacts, data_files: str) -> str:
+    """The smallest recipe of a task, on one of `FILES`."""
+    return (
+        GOOD.replace("text-classification", task.name)
+        .replace("{train: train.csv, validation: dev.csv}", data_files)
+        .replace("bert-base-chinese", "owner/base")
+    )
+
+
+def write_files(folder: Path) -> None:
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
 def write_data(folder: Path) -> None:

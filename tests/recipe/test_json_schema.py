@@ -15,7 +15,7 @@ from lora_ft.recipe.read import read_recipe, resolved_yaml
 from lora_ft.recipe.reader import parse_value
 from lora_ft.recipe.template import template
 from lora_ft.tasks.base import load_task, task_names
-from tests.recipe.stub import GOOD, TASKS, TEXT_CLASSIFICATION, read, write_data
+from tests.recipe.stub import ALL_TASKS, GOOD, TASKS, TEXT_GENERATION, of_task, read, write_files
 from tests.recipe.test_read import EIGHT_MISTAKES, EVERYTHING
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
@@ -36,10 +36,37 @@ def test_good_recipes_are_valid(validator: jsonschema.Draft202012Validator, tmp_
     for text in (
         GOOD,
         EVERYTHING,
-        template(TEXT_CLASSIFICATION),
+        *(template(task) for task in ALL_TASKS),
         resolved_yaml(read(tmp_path, text=EVERYTHING)),
     ):
         assert messages(validator, text) == []
+
+
+CHAT = of_task(TEXT_GENERATION, "plain.txt")
+GENERATION = (
+    CHAT + "generation_config: {max_new_tokens: 8, temperature: 0.5, stop_strings: [a], early_stopping: never}\n"
+)
+
+
+def test_the_sections_of_a_task_are_in_the_schema(validator: jsonschema.Draft202012Validator, tmp_path: Path) -> None:
+    write_files(tmp_path)
+    resolved = resolved_yaml(read(tmp_path, "model.problem_type=text", text=GENERATION))
+    for text in (GENERATION, resolved, GENERATION.replace("[a]", "a").replace("never", "true")):
+        assert messages(validator, text) == []
+    for before, after in (
+        ("max_new_tokens", "max_new_token"),
+        ("8", "0"),
+        ("[a]", "[[a]]"),
+        ("never", "always"),
+        ("task: text-generation", "task: text-classification"),
+        ("dataset:", "augmentation: {flip: 0.5}\ndataset:"),
+        ("  pretrained", "  problem_type: chta\n  pretrained"),
+        ("plain.txt", "plain.txt\n  sample_by: word"),
+        ("dataset:", "loss: {loss_type: idpo}\ndataset:"),
+        ("plain.txt", "plain.txt\n  on_bad_row: leave"),
+    ):
+        assert before in GENERATION
+        assert messages(validator, GENERATION.replace(before, after)), after
 
 
 def test_every_recipe_and_template_of_this_repository_is_valid(tmp_path: Path) -> None:
@@ -108,20 +135,3 @@ def test_fields_are_described_with_their_defaults() -> None:
         assert properties["description"], section
         if section in ("model", "dataset", "loss", "optimizer", "early_stopping"):
             assert all(one.get("description") for one in properties["properties"].values()), section
-
-
-def test_the_template_is_valid_once_the_data_exists(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text(template(TEXT_CLASSIFICATION))
-    (tmp_path / "data").mkdir()
-    write_data(tmp_path / "data")
-    recipe = read_recipe(file, tasks=TASKS)
-    assert recipe.dataset.columns == {"text": "text", "label": "label"}
-    assert recipe.processor == {"max_length": 256, "truncation": True}
-
-
-def test_the_template_explains_every_section() -> None:
-    lines = template(TEXT_CLASSIFICATION).splitlines()
-    for index, line in enumerate(lines):
-        if line.endswith(":") and not line.startswith(" "):
-            assert lines[index - 1].startswith("# "), line

@@ -211,9 +211,12 @@ def test_data_files_may_be_a_file_a_list_a_pattern_or_splits(
         ("dataset.data_files.train=x*.csv", "no file matches this pattern in "),
         ("dataset.data_files.train=empty", "it is a folder. Expected files: write empty/*.csv"),
         (
-            "dataset.data_files.train=notes.txt",
-            "notes.txt is no kind of file that can be read. Expected .csv, .tsv",
+            "dataset.data_files.train=notes.pdf",
+            "notes.pdf is no kind of file that can be read. Expected .csv, .tsv",
         ),
+        ("dataset.data_files.train=cat.jpg", "cat.jpg is one image or sound. Expected the folder whose subfolders are"),
+        ("dataset.media_dir=mdia", "there is no such folder. Nothing in "),
+        ("dataset.media_dir=train.csv", "it is a file. Expected a folder"),
         ("dataset.data_files.train=[]", "expected at least one file"),
         (
             "training_args.output_dir=train.csv",
@@ -230,7 +233,8 @@ def test_a_wrong_path_says_what_is_there(tmp_path: Path, override: str, message:
     for folder, name in (("bert", "config.json"), ("empty", "x"), ("adapter", "adapter_config.json")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_text("{}")
-    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "notes.pdf").write_text("")
+    (tmp_path / "cat.jpg").write_text("")
     base = () if "model" in override else ("model.pretrained_model_name_or_path=./bert",)
     assert fault(tmp_path, *base, override).startswith(f"override {override}: {message}")
 
@@ -256,7 +260,7 @@ def test_a_path_too_long_for_the_system_is_a_fault(tmp_path: Path) -> None:
             "task: text-clasification",
             "x.yaml:1: task = 'text-clasification': there is no such task. Did you mean 'text-",
         ),
-        ("task: [a]", "x.yaml:1: task = ['a']: there is no such task. Known: text-classification"),
+        ("task: [a]", f"x.yaml:1: task = ['a']: there is no such task. Known: {', '.join(sorted(TASKS))}"),
         ("", "x.yaml:1: task: it is missing. Write one of the tasks of `lora-ft tasks`"),
     ],
 )

@@ -20,7 +20,18 @@ from lora_ft.recipe.read import _settle, read_recipe
 from lora_ft.recipe.reader import read_document
 from lora_ft.recipe.rules import RULES
 from lora_ft.recipe.sections import check_sections
-from tests.recipe.stub import GOOD, TASKS, TEXT_CLASSIFICATION, fault, faults, read, write
+from tests.recipe.stub import (
+    GOOD,
+    TASKS,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    fault,
+    faults,
+    of_task,
+    read,
+    write,
+)
 
 NO_BF16 = "flags\t\t: fpu sse avx2 avx512f\n"
 
@@ -95,7 +106,7 @@ BROKEN = [
     (
         ["training_args.metric_for_best_model=eval_accuracy", "model.problem_type=regression"],
         "training_args.metric_for_best_model",
-        "a regression has no such metric. Known: pearsonr, spearmanr, mse, loss",
+        "the problem type regression has no such metric. Known: pearsonr, spearmanr, mse, loss",
     ),
     (
         ["training_args.metric_for_best_model=mse", "training_args.greater_is_better=true"],
@@ -196,6 +207,8 @@ BROKEN = [
         "dataset.columns.text_pair = 'review'",
         "the column 'review' is already read as 'text'",
     ),
+    (["dataset.sample_by=paragraph"], "dataset.sample_by", "it says how .txt files become rows, and there is none. Leav"),
+    (["dataset.media_dir=."], "dataset.media_dir", "the task text-classification reads no images or sounds. Leave it out"),
     # labels
     (
         ["dataset.label_names=[a, b, a]"],
@@ -259,25 +272,32 @@ def test_a_broken_rule_says_where_and_what_to_do(
 
 
 def test_each_rule_is_broken_by_some_recipe(tmp_path: Path, machine: Path) -> None:
-    file = write(tmp_path)
+    chat, tags = of_task(TEXT_GENERATION, "plain.txt"), of_task(TOKEN_CLASSIFICATION, "words.conll")
     others = [
-        ["peft_config.r=0"],
-        ["training_args={output_dir: a, fp16: true, bf16: true}"],
-        ["model={pretrained_model_name_or_path: ./base, revision: main}"],
-        ["model={pretrained_model_name_or_path: ./base}", "training_args.output_dir=base/runs"],
-        ["dataset.columns.label=sentiment"],
+        (GOOD, ["peft_config.r=0"]),
+        (GOOD, ["training_args={output_dir: a, fp16: true, bf16: true}"]),
+        (GOOD, ["model={pretrained_model_name_or_path: ./base, revision: main}"]),
+        (GOOD, ["model={pretrained_model_name_or_path: ./base}", "training_args.output_dir=base/runs"]),
+        (GOOD, ["model={pretrained_model_name_or_path: ./base}", "processor.max_length=1000"]),
+        (GOOD, ["dataset.columns.label=sentiment"]),
+        (GOOD, ["model.problem_type=regresion"]),
+        (GOOD, ["loss.loss_type=ipo"]),
+        (chat, ["generation_config={do_sample: false, temperature: 0.5}"]),
+        (chat, ["dataset.label_names=[a, b]"]),
+        (tags, ["dataset.columns={tags: a, spans: b}"]),
     ]
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"max_position_embeddings": 512}')
     unbroken = set(RULES)
-    for overrides in [*(one[0] for one in BROKEN), *others]:
+    for text, overrides in [*((GOOD, one[0]) for one in BROKEN), *others]:
+        file = write(tmp_path, text)
         draft = Draft(lay_over(read_document(file), overrides), file.parent)
         check_sections(draft, TASKS)
         _settle(draft)
         resolve_paths(draft)
         fill_defaults(draft)
         unbroken -= {rule for rule in unbroken if list(rule(draft))}
-    assert {rule.__name__ for rule in unbroken} == {"problem_type_is_the_tasks"}
+    assert {rule.__name__ for rule in unbroken} == set()
 
 
 @pytest.mark.parametrize(
@@ -347,6 +367,14 @@ def test_both_half_precisions_exclude_each_other(tmp_path: Path, machine: Path) 
     (machine / "dev" / "nvidia0").write_text("")
     found = fault(tmp_path, "training_args.fp16=true", "training_args.bf16=true")
     assert found == "override training_args.fp16=true: fp16 and bf16 exclude each other. Leave both out, or keep one"
+
+
+def test_an_output_folder_that_may_not_be_written_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    assert "training_args.output_dir = 'runs/shop': " in fault(tmp_path)
+    assert fault(tmp_path).endswith(" may not be written to. Give another folder, or the right to write there")
+    (tmp_path / "runs").mkdir()
+    read(tmp_path)
 
 
 def test_a_gpu_or_a_newer_cpu_or_no_proc_allows_bf16(tmp_path: Path, machine: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lora_ft.assemble.saved import OpenOptions, SavedAdapter, open_adapter
 from lora_ft.errors import DataError
+from lora_ft.recipe.schema import Column
 from lora_ft.serve.predict import json_rows, predict, text_rows
 from lora_ft.train.run import RunOptions, train
 from tests.toy import read, write_recipe
@@ -46,12 +47,13 @@ def test_a_stream_is_read_no_further_than_one_window_ahead(opened: SavedAdapter)
 
 def test_json_rows_say_which_line_lacks_a_column() -> None:
     lines = ['{"text": "a", "text_pair": "b", "id": 1}', "", '{"text": "a"}']
-    rows = json_rows(lines, wanted=["text", "text_pair"])
+    columns = [Column(name, "text", True, "a text") for name in ("text", "text_pair")]
+    rows = json_rows(lines, columns=columns, needed=["text", "text_pair"])
     assert next(rows) == {"text": "a", "text_pair": "b", "id": 1}
-    with pytest.raises(DataError, match="line 3: no text under 'text_pair'"):
+    with pytest.raises(DataError, match="line 3: nothing under 'text_pair'"):
         next(rows)
     with pytest.raises(DataError, match="line 1: not JSON"):
-        next(json_rows(["text"], wanted=["text"]))
+        next(json_rows(["text"], columns=columns, needed=["text"]))
 
 
 def test_an_empty_input_gives_no_answer_and_an_empty_line_one(opened: SavedAdapter) -> None:

@@ -11,9 +11,10 @@ import torch
 from lora_ft.errors import GateError
 from lora_ft.train.gates import (
     GradientGate,
+    check_alike,
     check_finite,
+    check_masked,
     check_moved,
-    check_supervision,
     check_world_size,
     zero_tensors,
 )
@@ -73,13 +74,13 @@ def test_a_gradient_that_stays_zero_stops_the_run() -> None:
 @pytest.mark.parametrize("labels", [[-100, -100], [[-100, -100], [-100, -100]]])
 def test_all_labels_masked_stops_the_run(labels: list[Any]) -> None:
     with pytest.raises(GateError, match="masked"):
-        check_supervision(labels, labels_named=())
+        check_masked(labels)
 
 
 def test_one_class_only_stops_the_run_and_names_it() -> None:
     with pytest.raises(GateError, match=r"all 3 training rows have the same label \(spam\)"):
-        check_supervision([1, 1, 1], labels_named=("ham", "spam"))
-    check_supervision([1, 0, 1], labels_named=("ham", "spam"))
+        check_alike([1, 1, 1], labels_named=("ham", "spam"))
+    check_alike([1, 0, 1], labels_named=("ham", "spam"))
 
 
 def test_a_loss_that_is_not_finite_names_the_step() -> None:

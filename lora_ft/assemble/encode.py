@@ -1,0 +1,92 @@
+"""Rows -> features, by the functions of a task: kept in memory, or made anew each time a row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+
+from lora_ft.data.encode import LazySplit, encode_split
+from lora_ft.errors import DataError
+from lora_ft.tasks.base import Features, Problem, Task
+
+MEDIA = ("image", "audio")
+LENGTHS_AT_ONCE = 256
+
+EncodedRows: TypeAlias = datasets.Dataset | LazySplit
+"""Features with the columns `length` and `row` beside what the task makes."""
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """`Task.encode` with all it needs but the rows; a data loader's workers get a copy.
+
+    Attributes:
+        task: The task.
+        problem: What it is about.
+        training: Whether the rows are trained on.
+    """
+
+    task: Task
+    problem: Problem
+    training: bool
+
+    def __call__(self, rows: Mapping[str, Sequence[Any]], *, index: int = 0, epoch: int = 0) -> Features:
+        """Encodes a batch; what is random follows from the run's seed, the epoch and the row's number alone."""
+        problem = self.problem
+        if self.training:
+            mixed = np.random.SeedSequence((problem.seed, epoch, index)).generate_state(1, np.uint64)
+            problem = replace(problem, seed=int(mixed[0]))
+        return self.task.encode(rows, problem, training=self.training)
+
+
+def encode_rows(rows: datasets.Dataset, *, task: Task, problem: Problem, training: bool = False) -> EncodedRows:
+    """Encodes the rows of a split; see `Task.encode` for what comes out.
+
+    Args:
+        rows: Rows under our column names, labels canonical.
+        task: The task.
+        problem: What it is about; its augmentation is used in training alone.
+        training: Whether the rows are trained on.
+
+    Returns:
+        Features, each with the number of its row; of a lazy task they are made when they are read.
+
+    Raises:
+        DataError: The rows make no feature at all.
+    """
+    encode = RowEncoder(task, problem if training else replace(problem, augmentation={}), training)
+    if task.lazy:
+        return LazySplit(rows, encode, lengths=_lengths(rows, task=task, problem=problem))
+    features = encode_split(rows, encode, description=f"encode {len(rows)} rows")
+    if not len(features):
+        raise DataError(f"none of {len(rows)} rows has a token to learn or to measure: they are too short or empty")
+    return features
+
+
+def _lengths(rows: datasets.Dataset, *, task: Task, problem: Problem) -> list[int]:
+    """What each row costs, asked for a few at a time: a row may hold the bytes of an image or a sound."""
+    if type(task).lengths is Task.lengths:
+        return [1] * len(rows)
+    starts = range(0, len(rows), LENGTHS_AT_ONCE)
+    return [one for start in starts for one in task.lengths(rows[start : start + LENGTHS_AT_ONCE], problem)]
+
+
+def references_of(rows: datasets.Dataset, *, task: Task, problem: Problem) -> list[Any]:
+    """What predictions for these rows are compared with; images and sounds are not read for it."""
+    return task.references(without_media(rows, task)[:], problem)
+
+
+def without_media(rows: datasets.Dataset, task: Task) -> datasets.Dataset:
+    """Rows without their images and sounds, whose bytes would be read with every row."""
+    media = [column.name for column in task.columns if column.kind in MEDIA and column.name in rows.column_names]
+    return rows.remove_columns(media)
+
+
+def has_targets(rows: datasets.Dataset, task: Task) -> bool:
+    """Whether rows have what is to be learned, so that something can be measured on them."""
+    targets = [column.name for column in task.columns if column.target]
+    return not targets or any(name in rows.column_names for name in targets)

@@ -1,0 +1,223 @@
+"""Preference tuning of a causal language model: of two answers to a prompt, the chosen one is to become more likely.
+
+One row: prompt "Name a fruit.", chosen "An apple.", rejected "A car."; a prediction continues a prompt:
+prompt "Name a fruit."  ->  {"generated_text": " An apple."}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lora_ft.errors import InputError
+from lora_ft.recipe.schema import Column, FieldTypes
+from lora_ft.tasks.base import Features, Problem, Rows, Task
+from lora_ft.tasks.parts.generation import GENERATION_FIELDS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+SHORTEST = 8
+CRITICAL = 1.645
+"""One-sided 5 % of a standard normal."""
+
+
+class PreferenceTuning(Task):
+    """DPO and its relatives; the adapter is the policy, the frozen base below it the reference."""
+
+    name: ClassVar[str] = "preference-tuning"
+    summary: ClassVar[str] = "makes chosen answers likelier than rejected ones (DPO, IPO, ORPO, ...)"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("prompt", "text", True, "what both answers follow"),
+        Column("chosen", "text", True, "the better answer", target=True),
+        Column("rejected", "text", True, "the worse answer", target=True),
+    )
+    metrics: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "pairs": ("reward_accuracy", "reward_margin", "likelier_accuracy"),
+    }
+    processor_fields: ClassVar[Mapping[str, FieldTypes]] = {
+        "max_length": (int,),
+        "padding": (True, "longest", "max_length"),
+        "pad_to_multiple_of": (int,),
+        "separator": (str,),
+    }
+    generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
+    loss_types: ClassVar[tuple[str, ...]] = ("sigmoid", "hinge", "ipo", "apo_zero", "orpo")
+    argument: ClassVar[str] = "prompt"
+    starting_point: ClassVar[tuple[str, str]] = ("Qwen/Qwen2.5-0.5B", "data/train.jsonl")
+
+    def settings(
+        self, given: Mapping[str, Any], *, base_config: Mapping[str, Any], processor: Any, problem_type: str
+    ) -> dict[str, Any]:
+        """See `Task.settings`; fills in `max_length`."""
+        del problem_type
+        from lora_ft.tasks.parts.text import text_settings
+
+        settings = text_settings(given, base_config=base_config, processor=processor)
+        if settings["max_length"] < SHORTEST:
+            raise InputError(f"processor.max_length = {settings['max_length']}: expected {SHORTEST} tokens or more")
+        return settings
+
+    def fault(self, row: Mapping[str, Any], *, labels: Sequence[str]) -> str | None:
+        """See `Task.fault`: an empty answer, or two that are the same."""
+        del labels
+        for side in ("chosen", "rejected"):
+            if side in row and not row[side].strip():
+                return f"{side}: it is empty: expected an answer"
+        if "chosen" in row and row["chosen"] == row["rejected"]:
+            return "rejected: it is the same as chosen: there is nothing to prefer"
+        return None
+
+    def model_config(self, problem: Problem) -> dict[str, Any]:
+        """See `Task.model_config`: the data decides nothing."""
+        del problem
+        return {}
+
+    def encode(self, rows: Rows, problem: Problem, *, training: bool = False) -> Features:
+        """See `Task.encode`; a row without answers is a prompt to be continued."""
+        del training
+        from lora_ft.tasks.parts.causal import encode_prompts
+        from lora_ft.tasks.parts.generation import check_generation
+        from lora_ft.tasks.parts.preferences import encode_pairs
+
+        check_generation(problem.generation)
+        if "chosen" in rows and "rejected" in rows:
+            return encode_pairs(rows, problem)
+        return encode_prompts(rows["prompt"], problem)
+
+    def references(self, rows: Rows, problem: Problem) -> list[Any]:
+        """See `Task.references`: what is measured is in the rewards of each row already."""
+        del problem
+        return [None] * len(rows["prompt"])
+
+    def collator(
+        self, problem: Problem, *, training: bool = False
+    ) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]:
+        """See `Task.collator`: first the chosen, then the rejected sequences."""
+        del training
+        from lora_ft.tasks.parts.language import length_mask, pad_right
+        from lora_ft.tasks.parts.preferences import pair_batch
+
+        def collate(features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+            if "chosen_ids" in features[0]:
+                return pair_batch(features, problem)
+            tokens = [row["input_ids"] for row in features]
+            ids = pad_right(tokens, problem.processor.pad_token_id, settings=problem.settings)
+            return {"input_ids": ids, "attention_mask": length_mask(tokens, ids.shape[1])}
+
+        return collate
+
+    def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
+        """See `Task.forward`: log-probabilities of the pairs; of prompts, the logits."""
+        from lora_ft.tasks.parts.preferences import WITHOUT_REFERENCE, pairs_of
+
+        if "labels" in batch:
+            return pairs_of(model, batch, reference=problem.loss.get("loss_type") not in WITHOUT_REFERENCE)
+        return model(**batch, use_cache=False)
+
+    def loss(
+        self,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        problem: Problem,
+        *,
+        items: torch.Tensor | int | float,
+        class_weight: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> torch.Tensor:
+        """See `Task.loss`: over pairs."""
+        del batch, class_weight, label_smoothing
+        from lora_ft.tasks.parts.preferences import BETA, LOSSES
+
+        loss_of = LOSSES[problem.loss.get("loss_type", self.loss_types[0])]
+        losses: torch.Tensor = loss_of(outputs, float(problem.loss.get("beta", BETA))).sum()
+        return losses / items
+
+    def items(self, batch: Mapping[str, Any]) -> int:
+        """See `Task.items`: pairs."""
+        return len(batch["input_ids"]) // 2
+
+    def answer(
+        self, model: Any, batch: Mapping[str, Any], problem: Problem, *, outputs: Any | None
+    ) -> dict[str, torch.Tensor]:
+        """See `Task.answer`: rewards of the pairs, or generated tokens."""
+        from lora_ft.tasks.parts.causal import answered_prompts
+        from lora_ft.tasks.parts.preferences import BETA, rewards_of
+
+        if "labels" not in batch:
+            return {"generated": answered_prompts(model, batch, problem, rows=[True] * len(batch["input_ids"]))}
+        pairs = self.forward(model, batch, problem) if outputs is None else outputs
+        beta = float(problem.loss.get("beta", BETA))
+        chosen, rejected = rewards_of(pairs, beta, loss_type=problem.loss.get("loss_type", self.loss_types[0]))
+        return {"chosen": chosen, "rejected": rejected, "likelier": pairs.chosen > pairs.rejected}
+
+    def decode(
+        self, answer: Mapping[str, np.ndarray], features: Sequence[Mapping[str, Any]], problem: Problem
+    ) -> list[Any]:
+        """See `Task.decode`."""
+        from lora_ft.tasks.parts.causal import answer_end
+        from lora_ft.tasks.parts.generation import text_of
+
+        if "generated" in answer:
+            stops = answer_end(problem).cut
+            return [{"generated_text": text_of(ids, problem, stops=stops)} for ids in answer["generated"]]
+        return [
+            {
+                "chosen_reward": float(answer["chosen"][index]),
+                "rejected_reward": float(answer["rejected"][index]),
+                "chosen_is_likelier": bool(answer["likelier"][index]),
+            }
+            for index in range(len(features))
+        ]
+
+    def scorer(
+        self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
+    ) -> Callable[[Any], dict[str, float]]:
+        """See `Task.scorer`; `likelier_accuracy` asks for the likelier answer, whatever the base thought of it."""
+        del references, problem
+        import numpy as np
+
+        from lora_ft.metrics.preferences import preference_counts, preference_scores
+
+        chosen, rejected = ([row[f"{side}_reward"] for row in predictions] for side in ("chosen", "rejected"))
+        counts = preference_counts(chosen, rejected)
+        likelier = np.array([row["chosen_is_likelier"] for row in predictions], dtype=np.float64)
+        return lambda rows: {**preference_scores(counts, rows), "likelier_accuracy": float(likelier[rows].mean())}
+
+    def learned(
+        self, ours: Mapping[str, float], baseline: Mapping[str, float], *, rows: int, problem_type: str
+    ) -> bool:
+        """See `Task.learned`: more pairs in order than a coin would put there, at the 5 % level."""
+        del problem_type
+        coin = 0.5 + CRITICAL * 0.5 / math.sqrt(rows)
+        return ours["reward_accuracy"] > max(coin, baseline["reward_accuracy"])
+
+    def probe_values(self, outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+        """See `Task.probe_values`: some columns of the vocabulary after the last token; of pairs, their sums."""
+        import torch
+
+        from lora_ft.tasks.parts.language import last_positions, probe_logits
+        from lora_ft.tasks.parts.preferences import Pairs
+
+        if isinstance(outputs, Pairs):
+            return torch.stack([outputs.chosen, outputs.rejected], dim=1)
+        return probe_logits(outputs["logits"], last_positions(batch["attention_mask"]))
+
+    def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
+        """See `Task.example_rows`."""
+        del problem_type
+        return {
+            "prompt": ["is the pan good ?", "is the cable slow ?", "was the book nice ?", "was my phone cheap ?"],
+            "chosen": [" the pan is good .", " the cable is slow .", " the book was nice .", " my phone was cheap ."],
+            "rejected": [" hate the week .", " sad and broken .", " money money .", " never again , never ."],
+        }
+
+    def stream(self, model: Any, row: Mapping[str, Any], problem: Problem) -> Iterator[str]:
+        """See `Task.stream`."""
+        from lora_ft.tasks.parts.causal import streamed_answer
+
+        yield from streamed_answer(model, row, problem)

@@ -1,0 +1,112 @@
+"""A split -> metrics, over all rows exactly once, whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import transformers
+from accelerate.utils import gather_object
+
+from lora_ft.assemble.answer import Answers, answer, join_rows
+from lora_ft.assemble.encode import EncodedRows, references_of
+from lora_ft.assemble.prepare import Prepared
+from lora_ft.models.precision import Precision
+from lora_ft.tasks.base import Problem, Task
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split to measure on.
+
+    Attributes:
+        rows: Rows with canonical labels.
+        features: Their features.
+        references: What predictions are compared with.
+    """
+
+    rows: datasets.Dataset
+    features: EncodedRows
+    references: list[Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model said of a split.
+
+    Attributes:
+        metrics: `loss`, where it could be measured, and the metrics of the task.
+        predictions: One a row.
+        answers: What the predictions were joined from.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[dict[str, Any]]
+    answers: Answers
+
+
+def splits_to_measure(prepared: Prepared) -> dict[str, Split]:
+    """Validation and test, where they are."""
+    return {
+        name: Split(
+            prepared.rows[name],
+            prepared.features[name],
+            references_of(prepared.rows[name], task=prepared.task, problem=prepared.problem),
+        )
+        for name in ("validation", "test")
+        if name in prepared.rows
+    }
+
+
+def measure(
+    model: Any,
+    split: Split,
+    *,
+    task: Task,
+    problem: Problem,
+    precision: Precision,
+    arguments: transformers.TrainingArguments,
+    advance: Callable[[int], None] | None = None,
+) -> Measured:
+    """Measures a model on a split; each process answers its part, and all know the result.
+
+    Args:
+        model: The model, not wrapped.
+        split: The rows.
+        task: The task.
+        problem: What it is about.
+        precision: What the model computes in.
+        arguments: For the batch size, the workers, and which process this is.
+        advance: Called with the number of features done here.
+    """
+    # the losses of DETR's family wait for all processes at every batch, and the processes have not equally many
+    wants_loss = task.exact_accumulation or arguments.world_size == 1
+    mine = answer(
+        model,
+        split.features,
+        task=task,
+        problem=problem,
+        precision=precision,
+        batch_size=arguments.eval_batch_size,
+        share=(arguments.process_index, arguments.world_size),
+        measure_loss=wants_loss,
+        workers=arguments.dataloader_num_workers if task.lazy else 0,
+        advance=advance,
+    )
+    shares: list[Answers] = gather_object([mine]) if arguments.world_size > 1 else [mine]
+    answers = Answers(
+        parts={index: part for share in shares for index, part in share.parts.items()},
+        loss_sum=sum(share.loss_sum for share in shares),
+        items=sum(share.items for share in shares),
+    )
+    return score(answers, split, task=task, problem=problem)
+
+
+def score(answers: Answers, split: Split, *, task: Task, problem: Problem) -> Measured:
+    """Joins answers to predictions and scores them; again and cheaply after a setting was tuned."""
+    predictions = join_rows(answers.parts, split.features, split.rows, task=task, problem=problem)
+    metrics: Mapping[str, float] = task.score(predictions, split.references, problem)
+    loss = {"loss": answers.loss_sum / answers.items} if answers.items else {}
+    return Measured({**loss, **metrics}, predictions, answers)

@@ -1,0 +1,159 @@
+"""Preference tuning: the losses are trl's, the reference is the base below the adapter, and a run turns preferences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from lora_ft.adapters.attach import attach
+from lora_ft.assemble.saved import OpenOptions, open_adapter
+from lora_ft.errors import DataError, InputError
+from lora_ft.serve.predict import predict
+from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.parts.preferences import LOSSES, pair_batch, pairs_of
+from lora_ft.train.run import RunOptions, train
+from tests.bases import make_base
+from tests.toy import read
+
+TASK = load_task("preference-tuning")
+LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+ROWS = TASK.example_rows("pairs")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("preference"), "llama", auto_class="AutoModelForCausalLM")
+
+
+def problem_of(base: Path) -> Problem:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    return Problem("pairs", (), tokenizer, {"max_length": 64})
+
+
+def policy(base: Path, **options: object) -> torch.nn.Module:
+    """An adapter that has moved away from its base."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    adapted = attach(model.requires_grad_(False), {**LORA, **options}, task_type="CAUSAL_LM", head=())
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("loss_type", [name for name in TASK.loss_types if name != "orpo"])
+def test_the_losses_are_those_of_trl(base: Path, tmp_path: Path, loss_type: str) -> None:
+    trl = pytest.importorskip("trl")
+    import datasets
+
+    problem = problem_of(base)
+    model = policy(base)
+    features = TASK.encode(ROWS, problem)
+    batch = pair_batch([{name: features[name][row] for name in features} for row in range(4)], problem)
+    pairs = pairs_of(model, batch, reference=True)
+    ours = LOSSES[loss_type](pairs, 0.3).mean()
+    arguments = trl.DPOConfig(
+        output_dir=str(tmp_path), loss_type=loss_type, beta=0.3, report_to="none", use_cpu=True, bf16=False,
+        per_device_train_batch_size=4, max_length=64, gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = trl.DPOTrainer(
+        model=model, args=arguments, train_dataset=datasets.Dataset.from_dict(ROWS), processing_class=problem.processor
+    )
+    model.delete_adapter("ref")  # else trl takes the adapter as it came for the reference, not the base below it
+    model.eval()
+    rows = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    theirs = trainer.compute_loss(model, rows)
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_the_odds_ratio_loss_is_its_formula(base: Path) -> None:
+    problem = problem_of(base)
+    features = TASK.encode(ROWS, problem)
+    batch = pair_batch([{name: features[name][row] for name in features} for row in range(4)], problem)
+    pairs = pairs_of(policy(base), batch, reference=False)
+    p, q = (pairs.chosen / pairs.chosen_tokens).exp(), (pairs.rejected / pairs.rejected_tokens).exp()
+    odds = (p / (1 - p)) / (q / (1 - q))
+    expected = -p.log() - 0.3 * torch.sigmoid(odds.log()).log()
+    assert torch.allclose(LOSSES["orpo"](pairs, 0.3), expected, rtol=1e-4)
+
+
+def test_the_reference_is_the_base_without_its_adapter_and_gets_no_gradient(base: Path) -> None:
+    problem = problem_of(base)
+    features = TASK.encode(ROWS, problem)
+    batch = pair_batch([{name: features[name][row] for name in features} for row in range(4)], problem)
+    bare = transformers.AutoModelForCausalLM.from_pretrained(base)
+    fresh = attach(bare, LORA, task_type="CAUSAL_LM", head=())
+    start = pairs_of(fresh, batch, reference=True)
+    assert torch.equal(start.chosen.detach(), start.reference_chosen)
+    moved = pairs_of(policy(base), batch, reference=True)
+    assert not moved.reference_chosen.requires_grad
+    assert torch.allclose(moved.reference_chosen, start.reference_chosen, atol=1e-4)
+    assert not torch.allclose(moved.chosen.detach(), moved.reference_chosen, atol=1e-2)
+
+
+def test_an_initialisation_that_changes_the_base_is_refused(base: Path) -> None:
+    problem = problem_of(base)
+    features = TASK.encode(ROWS, problem)
+    batch = pair_batch([{name: features[name][0] for name in features}], problem)
+    with pytest.raises(InputError, match="which is the reference of this loss"):
+        pairs_of(policy(base, init_lora_weights="pissa"), batch, reference=True)
+
+
+def write_recipe(folder: Path, base: Path, rows: dict[str, list[str]], **loss: object) -> Path:
+    lines = [json.dumps(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True)]
+    (folder / "train.jsonl").write_text("\n".join(lines * 4) + "\n", encoding="utf-8")
+    (folder / "dev.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    content = {
+        "task": "preference-tuning",
+        "offline": True,
+        "model": {"pretrained_model_name_or_path": str(base)},
+        "peft_config": LORA,
+        "dataset": {"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
+        "generation_config": {"max_new_tokens": 4},
+        "loss": loss,
+        "training_args": {
+            "output_dir": "run", "learning_rate": 1e-2, "num_train_epochs": 4, "per_device_train_batch_size": 4,
+            "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+        },
+    }  # fmt: skip
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "orpo"])
+def test_a_run_prefers_what_it_was_taught_and_answers_prompts(base: Path, tmp_path: Path, loss_type: str) -> None:
+    result = train(read(write_recipe(tmp_path, base, ROWS, loss_type=loss_type, beta=0.3)), RunOptions())
+    assert result.baseline["validation"]["reward_accuracy"] < 1.0  # DPO's rewards are all 0 at the start
+    assert result.metrics["validation"]["reward_accuracy"] == 1.0
+    assert result.learned
+    opened = open_adapter(result.folder, OpenOptions(offline=True))
+    answers = list(predict(opened, [{"prompt": "is the pan good ?"}]))
+    assert isinstance(answers[0]["generated_text"], str)
+
+
+def test_a_long_prompt_is_cut_once_so_that_both_answers_follow_the_same_tokens(base: Path) -> None:
+    problem = problem_of(base)
+    rows = {"prompt": ["good bad " * 40], "chosen": [" nice" * 30], "rejected": [" sad"]}
+    features = TASK.encode(rows, problem)
+    prompts = []
+    for side in ("chosen", "rejected"):
+        ids, labels = features[f"{side}_ids"][0], features[f"{side}_labels"][0]
+        assert len(ids) == len(labels) <= 64
+        prompts.append([token for token, label in zip(ids, labels, strict=True) if label == -100])
+    assert prompts[0] == prompts[1]
+    assert len(prompts[0]) >= 16
+    assert features["truncated"] == [True]
+
+
+def test_equal_and_empty_answers_are_named(base: Path, tmp_path: Path) -> None:
+    rows = {"prompt": ["a", "b", "c"], "chosen": ["good", " ", "x"], "rejected": ["bad", "y", "x"]}
+    with pytest.raises(DataError) as caught:
+        train(read(write_recipe(tmp_path, base, rows)), RunOptions())
+    assert "chosen: it is empty" in str(caught.value)
+    assert "the same as chosen" in str(caught.value)
