@@ -441,8 +441,7 @@ training_args: {output_dir: "übung: #1", learning_rate: 1e-7, save_total_limit:
 @pytest.mark.parametrize("text", [GOOD, EVERYTHING])
 def test_a_resolved_recipe_reads_back_as_the_same_recipe(tmp_path: Path, text: str) -> None:
     recipe = read(tmp_path, text=text)
-    (tmp_path / "elsewhere").mkdir()
-    file = tmp_path / "elsewhere" / "recipe.yaml"
+    file = tmp_path / "elsewhere.yaml"
     file.write_text(resolved_yaml(recipe), encoding="utf-8")
     again = read_recipe(file, tasks=TASKS)
     assert replace(again, file=recipe.file) == recipe

@@ -99,3 +99,10 @@ def test_a_base_that_ignores_positions_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"processor\.packing"):
         prove_isolation(Deaf(), vocabulary=60)
+
+
+def test_a_kernel_that_packs_only_batches_of_one_row_is_refused(tmp_path: Path) -> None:
+    model = causal_model(tmp_path, "llama")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ModelError, match="in batches of several rows"):
+        prove_isolation(model, vocabulary=60)
