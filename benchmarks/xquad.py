@@ -25,10 +25,10 @@ RECIPE = {
     "peft_config": {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
     "processor": {"max_length": 384, "stride": 128},
 }
-TRAINING = {"learning_rate": 1e-3, "num_train_epochs": 10, "per_device_train_batch_size": 8, "disable_tqdm": True}
+TRAINING = {"learning_rate": 1e-3, "num_train_epochs": 6, "per_device_train_batch_size": 8, "disable_tqdm": True}
 CONTENDERS = {
     "lora_ft, LoRA": ["adapter"],
-    "full fine-tuning": ["full", "training_args.learning_rate=1e-4", "model.dropout=keep"],
+    "full fine-tuning": ["full", "training_args.learning_rate=2e-4", "model.dropout=keep"],
 }
 METRICS = ("f1", "exact_match")
 HELD_OUT = 5

@@ -115,11 +115,15 @@ def test_generation_settings_that_the_base_cannot_do_are_refused() -> None:
 
 
 def test_an_old_base_without_language_ids_is_prompted_all_the_same() -> None:
-    made = model()
+    made, seen = model(), []
     del made.generation_config.lang_to_id, made.generation_config.task_to_id
+    made.model.decoder.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"]), with_kwargs=True
+    )
+    about = problem({"max_new_tokens": 3}, language="de")
     with torch.no_grad():
-        tokens = whisper.transcribe(made, torch.randn(1, 16, 200), problem({"max_new_tokens": 3}, language="de"))
-    assert tokens.shape[0] == 1
+        whisper.transcribe(made, torch.randn(1, 16, 200), about)
+    assert seen[0].tolist() == [about.settings["prompt"]]
 
 
 def test_a_language_that_the_base_does_not_know_is_named_with_the_nearest() -> None:
