@@ -49,7 +49,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room(file: Path) -> str:
-    """`lora_ft/data/files.py` -> `data`, `lora_ft/cli.py` -> `cli`."""
+    """`lora_ft/data/files.py` -> `data`, `lora_ft/screen.py` -> `screen`."""
     first = file.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lora_ft.cli import cli
+from lora_ft.cli.main import cli
 from tests.toy import read, write_reviews
 
 ROOT = Path(__file__).parents[1]

@@ -19,6 +19,7 @@ from torch import nn
 from lora_ft.adapters.convolutions import show_geometry
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.adapters.state import adapter_tensors
+from lora_ft.adapters.target import check_target
 from lora_ft.adapters.tensors import LABELS_KEY, read_header
 from lora_ft.adapters.verify import CONFIG, MANIFEST, WEIGHTS, hash_file, resolve_adapter
 from lora_ft.errors import AdapterError, AdapterRefused
@@ -92,33 +93,6 @@ def write_adapter(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return written
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Makes sure that an adapter may be written: to a new folder, an empty one, or with `overwrite` over an adapter.
-
-    Args:
-        target: The folder to be.
-        overwrite: Whether an adapter there may be replaced; anything else never is.
-
-    Raises:
-        AdapterError: It may not, or the folder above it cannot be written to.
-    """
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise AdapterError(f"{target}: {above} cannot be written to. Choose another training_args.output_dir.")
-    if not target.exists() and not target.is_symlink():
-        return
-    if not target.is_dir() or target.is_symlink():
-        raise AdapterError(f"{target}: exists and is no folder. Choose another training_args.output_dir.")
-    if not any(target.iterdir()):
-        return
-    if not ((target / MANIFEST).is_file() or (target / CONFIG).is_file()):
-        raise AdapterError(
-            f"{target}: exists and is no adapter folder; it is never deleted. Choose another output_dir."
-        )
-    if not overwrite:
-        raise AdapterError(f"{target}: there is an adapter already. Choose another output_dir, or give --overwrite.")
 
 
 def attach_saved(base_model: nn.Module, folder: Path, manifest: Manifest) -> PeftModel:

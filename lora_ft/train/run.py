@@ -12,8 +12,8 @@ import datasets
 import transformers
 
 from lora_ft.adapters.attach import trainable_report
-from lora_ft.adapters.folder import check_target
 from lora_ft.adapters.manifest import Manifest
+from lora_ft.adapters.target import check_target
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter, build
 from lora_ft.assemble.prepare import Prepared, label_column, prepare

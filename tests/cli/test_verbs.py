@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft import cli
+from lora_ft.cli.main import main
 from tests.toy import write_recipe, write_reviews
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
 
 EIGHT = """\
@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         code = 0
         try:
-            cli.main()
+            main()
         except SystemExit as leave:
             code = int(leave.code or 0)
         captured = capsys.readouterr()
@@ -66,9 +66,9 @@ def test_eight_mistakes_come_in_one_report_in_half_a_second_without_torch(tmp_pa
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text(EIGHT % "org/base", encoding="utf-8")
     code = (
-        "import sys\nfrom lora_ft import cli\n"
+        "import sys\nfrom lora_ft.cli.main import main\n"
         f"sys.argv = ['lora-ft', 'check', {str(recipe)!r}]\n"
-        "try:\n    cli.main()\nexcept SystemExit as leave:\n"
+        "try:\n    main()\nexcept SystemExit as leave:\n"
         "    heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
         "    print('heavy', sorted(heavy)); sys.exit(leave.code)\n"
     )
@@ -204,7 +204,19 @@ def test_an_output_folder_that_cannot_be_made_is_one_message(run: Run, tmp_path:
     assert "Traceback" not in error
 
 
-def test_an_adapter_that_is_there_needs_overwrite(run: Run, adapter: Path) -> None:
-    code, _, error = run("train", adapter.parent.parent / "recipe.yaml")
+def test_an_adapter_that_is_there_needs_overwrite_and_says_so_before_torch_is_imported(adapter: Path) -> None:
+    recipe = adapter.parent.parent / "recipe.yaml"
+    code = (
+        "import sys\nfrom lora_ft.cli.main import main\nsys.argv = ['lora-ft', 'train', sys.argv[1]]\n"
+        "try:\n    main()\nexcept SystemExit as leave:\n"
+        "    print(leave.code, sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(recipe)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "2 []", done.stdout + done.stderr
+    assert "--overwrite" in done.stderr
+
+
+def test_resume_without_a_checkpoint_is_refused(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
+    code, _, error = run("train", write_recipe(tmp_path, tiny_bert), "--resume")
     assert code == 2
-    assert "--overwrite" in error
+    assert "no checkpoint to resume from" in error

@@ -1,0 +1,1 @@
+"""The command line; `lora_ft.cli.main` is where it begins."""

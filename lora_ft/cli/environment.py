@@ -1,0 +1,104 @@
+"""What every verb needs before it starts: the environment, logging, the recipe, the options that open an adapter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lora_ft.assemble.saved import OpenOptions
+    from lora_ft.recipe.schema import Recipe, TaskFacts
+
+QUANTIZATIONS = ("as-trained", "none", "nf4", "fp4", "int8")
+
+
+def opening(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of every verb that puts an adapter on its base."""
+    options = (
+        click.option("--base", help="Where the base is now, if not where the adapter says."),
+        click.option("--quantization", type=click.Choice(QUANTIZATIONS), default="as-trained", show_default=True),
+        click.option("--device", help="cpu, cuda, mps; the best there is by default."),
+        click.option("--offline", is_flag=True, help="Never ask a hub."),
+        click.option("--trust-remote-code", is_flag=True, help="Run code from the base's repository."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_options(where: dict[str, Any], *, debug: bool) -> OpenOptions:
+    """How an adapter is to be opened; sets up the libraries first, because this imports them."""
+    said = os.environ.get("HF_HUB_OFFLINE", "").upper()
+    offline = where.pop("offline") or said in ("1", "ON", "YES", "TRUE")
+    quiet_libraries(debug, offline=offline)
+    from lora_ft.assemble.saved import OpenOptions
+
+    return OpenOptions(**where, offline=offline, cache_dir=cache_dir())
+
+
+def refuse_damaged(adapter: Path) -> None:
+    """Refuses an adapter folder that is absent or not whole, in less time than torch takes to import."""
+    from lora_ft.adapters.verify import resolve_adapter, verify_files
+
+    verify_files(resolve_adapter(adapter))
+
+
+def refuse_target(recipe: Recipe, *, overwrite: bool, resume: bool) -> None:
+    """Refuses an output folder that may not be written to, or resumed from, in less time than torch takes to import."""
+    from lora_ft.adapters.target import check_target
+    from lora_ft.train.checkpoints import checkpoint_to_resume
+
+    folder = Path(recipe.training_args["output_dir"])
+    check_target(folder / "adapter", overwrite=overwrite)
+    checkpoint_to_resume(recipe, resume=resume, overwrite=overwrite)
+
+
+def cache_dir() -> Path:
+    """Where fingerprints of bases and verified adapters are remembered."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_ft"
+
+
+def quiet_libraries(debug: bool, *, offline: bool) -> None:
+    """Sets what the libraries read from the environment; must run before they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DATASETS_VERBOSITY", "error")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line a layer and forward in 8 bits on a CPU
+        import warnings
+
+        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def log_to_stderr(level: int) -> None:
+    """Shows the package's own messages, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("lora_ft")
+    ours.addHandler(handler)
+    ours.setLevel(level)
+
+
+def task_facts() -> dict[str, TaskFacts]:
+    """What recipes are checked against, of every task."""
+    from lora_ft.tasks.base import load_task, task_names
+
+    return {name: load_task(name).facts() for name in task_names()}
+
+
+def read_checked(recipe: Path, overrides: Iterable[str]) -> Recipe:
+    """Reads a recipe with its overrides; all faults in one error."""
+    from lora_ft.recipe.read import read_recipe
+
+    return read_recipe(recipe, overrides=tuple(overrides), tasks=task_facts())

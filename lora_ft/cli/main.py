@@ -1,0 +1,61 @@
+"""The command line: the only room that reads argv and the environment, prints and exits; one function a verb."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from lora_ft import __version__
+from lora_ft.cli import adapters, recipes
+from lora_ft.errors import InputError, LoraFtError, RecipeError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="lora-ft")
+@click.option("--debug", is_flag=True, help="Show tracebacks, and the libraries' own warnings.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Train, check, compare and use LoRA and QLoRA adapters, one YAML recipe each."""
+    context.obj = {"debug": debug}
+
+
+for verb in (
+    recipes.train,
+    recipes.check,
+    adapters.evaluate,
+    adapters.predict,
+    adapters.verify,
+    adapters.show,
+    adapters.list_adapters,
+    recipes.init,
+    recipes.schema,
+    recipes.tasks,
+):
+    cli.add_command(verb)
+
+
+def main() -> None:
+    """Runs the command line; every error ends with one message and its exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(InputError.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except LoraFtError as error:
+        if debug:
+            raise
+        faults = len(error.faults) if isinstance(error, RecipeError) else 0
+        heading = f"{faults} faults:\n" if faults > 1 else ""
+        process = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        click.echo(f"{process}{heading}{error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,114 @@
+"""The verbs around a recipe: train, check, init, schema, tasks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from lora_ft.cli.environment import (
+    cache_dir,
+    log_to_stderr,
+    quiet_libraries,
+    read_checked,
+    refuse_target,
+    task_facts,
+)
+from lora_ft.cli.output import open_console
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE ...]")
+@click.option("--overwrite", is_flag=True, help="Replace the adapter that is already in the output folder.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the output folder.")
+@click.option("--modules", is_flag=True, help="Also list the modules that train.")
+@click.pass_context
+def train(
+    context: click.Context,
+    recipe: Path,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    resume: bool,
+    modules: bool,
+) -> None:
+    """Train the adapter of RECIPE and write its folder."""
+    checked = read_checked(recipe, overrides)
+    refuse_target(checked, overwrite=overwrite, resume=resume)
+    quiet_libraries(context.obj["debug"], offline=checked.offline)
+    import psutil
+
+    from lora_ft import screen
+    from lora_ft.tasks.base import load_task
+    from lora_ft.train.launcher import asked_world_size
+    from lora_ft.train.run import RunOptions
+    from lora_ft.train.run import train as run_training
+
+    main_process = os.environ.get("RANK", "0") == "0"
+    log_to_stderr(logging.INFO if main_process else logging.ERROR)
+    parent = psutil.Process().parent()
+    result = run_training(
+        checked,
+        RunOptions(
+            overwrite=overwrite,
+            resume=resume,
+            asked_world_size=asked_world_size(parent.cmdline() if parent else []),
+            cache_dir=cache_dir(),
+            command=shlex.join(["lora-ft", "train", str(recipe), *overrides]),
+            list_modules=modules,
+        ),
+    )
+    if not main_process:
+        return
+    console = open_console()
+    console.print(screen.result_table(result))
+    if result.learned is False:
+        console.print(screen.not_learned(result))
+    shown = os.path.relpath(result.folder)
+    example = {"image": "photo.jpg", "audio": "sound.wav"}.get(load_task(checked.task).argument, "'a new text'")
+    console.print(f"adapter: {shown}\nnext:    lora-ft evaluate {shown}\n         lora-ft predict {shown} {example}")
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE ...]")
+def check(recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Report every fault of RECIPE at once, without loading anything heavy."""
+    checked = read_checked(recipe, overrides)
+    click.echo(f"{recipe}: no fault; {checked.task} on {checked.model.pretrained_model_name_or_path}")
+
+
+@click.command()
+@click.argument("task")
+def init(task: str) -> None:
+    """Print a commented recipe for TASK to start from."""
+    from lora_ft.recipe.template import template
+    from lora_ft.tasks.base import load_task
+
+    click.echo(template(load_task(task).facts()), nl=False)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from lora_ft.recipe.json_schema import json_schema
+
+    click.echo(json.dumps(json_schema(task_facts()), indent=2))
+
+
+@click.command()
+def tasks() -> None:
+    """List the tasks with their columns."""
+    from lora_ft.tasks.base import load_task, task_names
+
+    for name in task_names():
+        task = load_task(name)
+        click.echo(f"{name}: {task.summary}")
+        for column in task.columns:
+            sets = [kind for kind, names in task.column_sets.items() if column.name in names]
+            need = f" ({' or '.join(sets)})" if sets else "" if column.required else " (optional)"
+            click.echo(f"  {column.name:<12} {column.help}{need}")
