@@ -13,11 +13,14 @@ from typing import Any
 
 from lora_ft.errors import AdapterRefused, closest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised with every change after which an older lora_ft could misread a folder; all older ones are read.
 
 2: inputs of a probe may be `random_normal` or `constant` instead of lists.
+3: `centroid`, which older folders lack; matrices may be stored in int8, in a file of their own (`compress`).
 """
+LATER = {"centroid": 3}
+"""Keys with a default value that folders of an older format version lack."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,21 @@ class Probe:
     bare_logits: list[Any]
     precision: str
     quantization: str | None
+
+
+@dataclass(frozen=True)
+class Centroid:
+    """Where the training rows lie among the embeddings of the bare base; rows find their adapter by it.
+
+    Attributes:
+        mean: Their mean, `(width,)`.
+        deviation: Their standard deviation in each dimension, `(width,)`.
+        rows: How many rows it was made of.
+    """
+
+    mean: list[Any]
+    deviation: list[Any]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,7 @@ class Manifest:
         probe: A stored batch with its answers.
         created: When, ISO 8601 in UTC.
         run: Facts about the run: steps, seconds, rows, command.
+        centroid: Of the training rows; None where the base gives no embedding of them, or they are not known.
         tensors: Every tensor of the adapter file; filled in by `write_adapter`.
         files: Every file of the folder but the manifest; filled in by `write_adapter`.
         format_version: Version of this format.
@@ -128,6 +147,7 @@ class Manifest:
     probe: Probe
     created: str
     run: dict[str, Any]
+    centroid: Centroid | None = None
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -183,6 +203,9 @@ class Manifest:
                 f"{where}: checksum does not match: the file was edited or damaged after training. Copy "
                 "the folder again."
             )
+        for key, since in LATER.items():
+            if version < since:
+                content.setdefault(key, None)
         manifest: Manifest = _read(cls, content, where=where)
         return manifest
 

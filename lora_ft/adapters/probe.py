@@ -63,7 +63,7 @@ def make_probe(
     """
     batch, stored = probe_inputs(inputs)
     values = _values(model, batch, forward=forward, precision=precision)
-    with _adapter_off(model) as bare_model:
+    with adapter_off(model) as bare_model:
         bare = _values(bare_model, batch, forward=forward, precision=precision)
     if not (torch.isfinite(values).all() and torch.isfinite(bare).all()):
         raise RunError(
@@ -239,8 +239,12 @@ def _values(model: Any, batch: Mapping[str, torch.Tensor], *, forward: Forward, 
 
 
 @contextmanager
-def _adapter_off(model: PeftModel) -> Iterator[Any]:
-    """The model without its adapter but with its trained head; what trains and what does not is put back."""
+def adapter_off(model: PeftModel) -> Iterator[Any]:
+    """The model without its adapter but with its trained head; what trains and what does not is put back.
+
+    Args:
+        model: An adapted model.
+    """
     if initial_adapter(model):
         with at_the_start(model):
             yield model

@@ -83,7 +83,7 @@ def answer(
                 loss_sum += float(task.loss(outputs, batch, problem, items=1))
                 items += task.items(batch)
             found = task.answer(model, batch, problem, outputs=outputs)
-        decoded = task.decode({name: _numpy(value) for name, value in found.items()}, rows, problem)
+        decoded = task.decode(numpy_answer(found), rows, problem)
         parts.update(zip(indices, decoded, strict=True))
         if advance is not None:
             advance(len(indices))
@@ -124,8 +124,11 @@ def on_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _numpy(tensor: torch.Tensor) -> Any:
-    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+def numpy_answer(found: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What `Task.answer` found, as `Task.decode` reads it: on the CPU, floats in 32 bits."""
+    return {
+        name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in found.items()
+    }
 
 
 def _cut(order: Sequence[int], size: int) -> Iterator[list[int]]:

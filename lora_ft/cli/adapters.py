@@ -143,7 +143,7 @@ def _rows_to_predict(
     from lora_ft.data.sources import load_file
     from lora_ft.serve.predict import argument_rows, is_file, json_rows, text_rows
 
-    task, needed = opened.task, opened.manifest.run["columns"]
+    task, needed = opened.task, opened.manifest.run.get("columns", [])
     alone = next((column for column in task.inputs() if column.name == task.argument), None)
     if words:
         if alone is None or (len(needed) > 1 and alone.name in needed):
@@ -181,7 +181,8 @@ def verify(context: click.Context, /, adapter: Path, **where: Any) -> None:
     manifest = opened.manifest
     click.echo(f"{opened.folder}: verified")
     click.echo(f"  files   {len(manifest.files)} with the recorded size and checksum")
-    click.echo(f"  base    {manifest.base.name}: weights, config and tokenizer as in training")
+    when = "when it was adopted" if "adopted" in manifest.run else "in training"
+    click.echo(f"  base    {manifest.base.name}: weights, config and tokenizer as {when}")
     click.echo(f"  tensors {len(manifest.tensors)}, all loaded bit by bit")
     click.echo(f"  probe   {len(manifest.probe.logits)} rows answered as after training")
 

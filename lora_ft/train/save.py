@@ -12,9 +12,10 @@ import transformers
 
 from lora_ft.adapters.card import model_card
 from lora_ft.adapters.folder import write_adapter
-from lora_ft.adapters.manifest import BaseIdentity, Manifest, installed_versions
-from lora_ft.adapters.probe import make_probe
+from lora_ft.adapters.manifest import BaseIdentity, Centroid, Manifest, installed_versions
+from lora_ft.adapters.probe import adapter_off, make_probe
 from lora_ft.adapters.verify import verify_files
+from lora_ft.assemble.embed import centroid_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared, base_answers
 from lora_ft.assemble.probe import probe_batch, probe_forward
@@ -117,6 +118,7 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
             precision=fresh.precision.name,
             quantization=fresh.base.quantization,
         ),
+        centroid=_centroid(prepared, fresh),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         run={
             **outcome.run,
@@ -134,3 +136,15 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
             "loss": dict(prepared.problem.loss),
         },
     )
+
+
+def _centroid(prepared: Prepared, fresh: FreshAdapter) -> Centroid | None:
+    """Of the training rows, by the base as it was before the run."""
+    with adapter_off(fresh.model):
+        return centroid_of(
+            fresh.model.get_base_model(),
+            prepared.rows["train"],
+            task=prepared.task,
+            problem=prepared.problem,
+            precision=fresh.precision,
+        )

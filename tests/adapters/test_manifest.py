@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.adapters.manifest import (
+    FORMAT_VERSION,
     BaseIdentity,
     FileInfo,
     Manifest,
@@ -95,9 +96,9 @@ def test_reordered_keys_and_spaces_are_no_edit():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, "format_version = 3: written by a newer lora_ft"),
-        ({"format_version": "1"}, "format_version = '1': expected 2"),
-        ({"format_version": True}, "format_version = True: expected 2"),
+        ({"format_version": FORMAT_VERSION + 1}, f"format_version = {FORMAT_VERSION + 1}: written by a newer lora_ft"),
+        ({"format_version": "1"}, f"format_version = '1': expected {FORMAT_VERSION}"),
+        ({"format_version": True}, f"format_version = True: expected {FORMAT_VERSION}"),
         ({"lables": []}, "unknown key 'lables'. Did you mean 'labels'"),
         ({"seed": True}, "seed = True: expected int"),
         ({"seed": 1.0}, "seed = 1.0: expected int"),
@@ -129,3 +130,17 @@ def test_numbers_that_are_not_finite_are_never_written():
 def test_installed_versions_name_what_computes():
     versions = installed_versions()
     assert {"torch", "transformers", "peft", "lora-ft"} <= set(versions)
+
+
+def test_a_folder_of_the_second_format_has_no_centroid_and_one_of_the_third_must_have_the_key():
+    content = json.loads(MANIFEST.to_json())
+    del content["centroid"]
+    with pytest.raises(AdapterRefused, match="centroid is missing"):
+        Manifest.from_json(json.dumps(_signed_as_it_is(content)))
+    content["format_version"] = 2
+    assert Manifest.from_json(json.dumps(_signed_as_it_is(content))).centroid is None
+
+
+def _signed_as_it_is(content):
+    content.pop("checksum", None)
+    return {**content, "checksum": checksum(content)}

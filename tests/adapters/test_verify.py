@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lora_ft.adapters.folder import attach_saved
+from lora_ft.adapters.manifest import FORMAT_VERSION
 from lora_ft.adapters.probe import check_probe
 from lora_ft.adapters.verify import read_manifest, refuse_other_base, verify_files
 from lora_ft.errors import AdapterRefused
@@ -175,7 +176,7 @@ def extra_weights(folder: Path) -> None:
 
 
 def future_version(folder: Path) -> None:
-    resign(folder, lambda content: content.update(format_version=3))
+    resign(folder, lambda content: content.update(format_version=FORMAT_VERSION + 1))
 
 
 def unknown_key(folder: Path) -> None:
@@ -259,7 +260,7 @@ CORRUPTIONS = [
     (extra_pickle, r"adapter_model\.bin: not part of the adapter"),
     (extra_code, r"modeling_bert\.py: not part of the adapter"),
     (extra_weights, r"model\.safetensors: not part of the adapter"),
-    (future_version, r"format_version = 3: written by a newer lora_ft.*Upgrade"),
+    (future_version, rf"format_version = {FORMAT_VERSION + 1}: written by a newer lora_ft.*Upgrade"),
     (unknown_key, r"unknown key 'lables'\. Did you mean 'labels'"),
     (missing_key, r"probe is missing"),
     (wrong_type, r"seed = '0': expected int"),
