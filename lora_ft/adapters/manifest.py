@@ -67,12 +67,10 @@ class Centroid:
 
     Attributes:
         mean: Their mean, `(width,)`.
-        deviation: Their standard deviation in each dimension, `(width,)`.
         rows: How many rows it was made of.
     """
 
     mean: list[Any]
-    deviation: list[Any]
     rows: int
 
 

@@ -90,8 +90,4 @@ def centroid_of(
     vectors = row_embeddings(model, rows.select(chosen), task=task, problem=problem, precision=precision)
     if vectors is None or not np.isfinite(vectors).all():
         return None
-    return Centroid(mean=_rounded(vectors.mean(0)), deviation=_rounded(vectors.std(0)), rows=len(chosen))
-
-
-def _rounded(values: np.ndarray) -> list[Any]:
-    return [float(f"{value:.{DIGITS}g}") for value in values]
+    return Centroid(mean=[float(f"{value:.{DIGITS}g}") for value in vectors.mean(0)], rows=len(chosen))
