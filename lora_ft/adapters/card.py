@@ -86,12 +86,30 @@ def _about(manifest: Manifest) -> str:
     head = f" with the head ({', '.join(manifest.head)})" if manifest.head else ""
     what = f"A {manifest.peft_type} adapter{head} for `{manifest.base.name}`{on}"
     text = f"{what}; the base itself is not in here."
+    if "adopted" in manifest.run:
+        text += f"\n\n{_adopted(manifest.run['adopted'])}\n"
     labels = f"\n\nLabels: {', '.join(f'`{one}`' for one in manifest.labels)}." if manifest.labels else ""
-    return f"{text} Problem type: {manifest.problem_type}.{labels}"
+    space = "\n" if text.endswith("\n") else " "
+    return f"{text}{space}Problem type: {manifest.problem_type}.{labels}"
+
+
+def _adopted(said: Mapping[str, Any]) -> str:
+    """Where an adopted adapter came from, and what nobody knows of it."""
+    names = said["base_model_name_or_path"]
+    lines = [
+        "**Adopted**: made elsewhere with plain peft and taken over by `lora-ft adopt`. Not known, and not guessed: "
+        f"{', '.join(said['unknown'])}. It names its base as `{names}`; that the base above is the one it was "
+        "trained on is not proven, only that it has answered on it as it does now since it was adopted.",
+        "",
+        *(f"- {note}" for note in said["notes"]),
+    ]
+    return "\n".join(lines)
 
 
 def _numbers(manifest: Manifest) -> str:
     """Metrics by split, beside those without training where they were measured."""
+    if not manifest.metrics and "adopted" in manifest.run:
+        return "Unknown: it was not measured. `lora-ft evaluate path/to/this/folder --data FILE` measures it."
     baseline = manifest.run.get("baseline") or {}
     rows = ["| split | metric | adapter | without training |", "| --- | --- | --- | --- |"]
     for split, metrics in manifest.metrics.items():
@@ -118,6 +136,10 @@ def _making(manifest: Manifest) -> str:
     """Command, seed, precision, versions."""
     command = manifest.run.get("command")
     seconds = manifest.run.get("seconds")
+    if "adopted" in manifest.run:
+        peft_version = manifest.run["adopted"]["peft_version"] or "of an unknown version"
+        packages = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+        return f"Trained with peft {peft_version}; adopted with {packages}."
     facts = [f"seed {manifest.seed}", manifest.precision, manifest.quantization or "not quantised"]
     if isinstance(seconds, (int, float)):
         facts.append(f"{seconds:.0f} s")
@@ -170,12 +192,15 @@ def _limits(manifest: Manifest) -> str:
     lines = [
         "- It belongs to exactly the base above; on another one of the same shape it answers nonsense "
         "without an error (lora_ft refuses it).",
-        "- The numbers hold for rows like those it was trained on.",
     ]
+    if "adopted" not in manifest.run:
+        lines.append("- The numbers hold for rows like those it was trained on.")
+    elif manifest.metrics:
+        lines.append("- The numbers hold for rows like those it was measured on; what it was trained on is not known.")
     length = manifest.settings.get("max_length")
     if length:
         lines.append(f"- Inputs are cut to {length} tokens.")
-    if manifest.new_head:
+    if manifest.new_head and "adopted" not in manifest.run:
         lines.append("- The head was trained from scratch on the rows above alone.")
     return "\n".join(lines)
 

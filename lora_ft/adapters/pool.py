@@ -63,6 +63,7 @@ class _Entry:
         identity: Of the folder when it was proved; None: not yet.
         by_row: Whether it can share a pass with others; found out by its proof.
         tensors: Its tensors; None while it is not loaded.
+        bytes: What they take, or took when they were loaded; 0: never yet.
         pinned: Whether it may not go.
         users: Passes that it is in just now.
     """
@@ -71,6 +72,7 @@ class _Entry:
     identity: Identity | None = None
     by_row: bool = True
     tensors: PoolTensors | None = None
+    bytes: int = 0
     pinned: bool = False
     users: int = 0
 
@@ -225,14 +227,24 @@ class AdapterPool:
         Raises:
             InputError: It is not known, or cannot be loaded.
         """
+        with self._lock:
+            entry = self._entry(name)
+            if entry.identity is not None:
+                return entry.by_row
         with self._loading:
             self._ready(name)
         with self._lock:
             return self._entry(name).by_row
 
     def room(self) -> int | None:
-        """How many different adapters one pass may have; None: any number."""
-        return self._limits.max_adapters
+        """How many different adapters one pass may have beside the pinned ones; None: any number."""
+        most, limit = self._limits.max_adapters, self._limits.max_bytes
+        with self._lock:
+            pinned = [entry.bytes for entry in self._entries.values() if entry.pinned]
+            largest = max((entry.bytes for entry in self._entries.values()), default=0)
+        rooms = [most - len(pinned)] if most is not None else []
+        rooms += [(limit - sum(pinned)) // largest] if limit is not None and largest else []
+        return max(1, min(rooms)) if rooms else None
 
     def close(self) -> None:
         """Takes the hooks off the base, and forgets everything."""
@@ -336,6 +348,8 @@ class AdapterPool:
         with self._lock:
             if self._entry(name).tensors is not None:
                 return
+        if self._here.now is not None:  # new layers wait until no pass runs: this one would wait for itself
+            raise RunError(f"pool: {name!r} is not loaded, and a pass is open in this thread. Ask for it before.")
         with self._loading:
             with self._lock:
                 entry = self._entry(name)
@@ -364,12 +378,14 @@ class AdapterPool:
         with self._lock:
             entry = self._entry(name)
         self._load(name, entry)
+        passed = False
         try:
             yield
-        except BaseException:
-            with self._lock:
-                self._unload(name)
-            raise
+            passed = True
+        finally:
+            if not passed:
+                with self._lock:
+                    self._unload(name)
 
     def _load(self, name: str, entry: _Entry) -> None:
         """Reads the tensors, makes room for them, and sees to it that their layers are listened to."""
@@ -379,6 +395,7 @@ class AdapterPool:
         self._listen([part.module for part in tensors.layout], tensors.heads)
         with self._lock:
             entry.tensors = tensors
+            entry.bytes = tensors.bytes
             self._loaded[name] = entry
 
     def _make_room(self, name: str, size: int) -> None:
@@ -413,15 +430,16 @@ class AdapterPool:
             self._last_stack = None
 
     def _stack(self, adapters: Sequence[PoolTensors]) -> Stack:
-        """Adapters side by side; the last ones that were asked for are kept, as the next tokens want the same."""
+        """Adapters side by side; the last ones are kept, as the next batch may be of the same."""
+        if len(adapters) == 1:
+            return Stack(adapters)
         key = tuple(id(one) for one in adapters)
         with self._lock:
             if self._last_stack is not None and self._last_stack[0] == key:
                 return self._last_stack[1]
         stack = Stack(adapters)
-        if len(adapters) > 1:
-            with self._lock:
-                self._last_stack = (key, stack)
+        with self._lock:
+            self._last_stack = (key, stack)
         return stack
 
     def _listen(self, modules: Iterable[str], heads: Iterable[str]) -> None:

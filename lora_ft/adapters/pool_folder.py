@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,13 @@ def is_pool(path: Path) -> bool:
     return path.is_dir() and not (path / "adapter_config.json").exists() and not (path / "adapter").is_dir()
 
 
-def read_pool(root: Path, *, mixed_quantization: bool = False) -> PoolFolder:
+def read_pool(root: Path, *, mixed_quantization: bool = False, without: Collection[Path] = ()) -> PoolFolder:
     """Finds the adapters below a folder and makes sure that they belong together.
 
     Args:
         root: Where to look.
         mixed_quantization: Whether they may have been trained on differently quantised copies of the base.
+        without: Folders that are left out.
 
     Returns:
         Names and folders.
@@ -49,7 +50,7 @@ def read_pool(root: Path, *, mixed_quantization: bool = False) -> PoolFolder:
         AdapterRefused: A manifest is damaged.
         InputError: Two have the same name, or another task, base or quantisation.
     """
-    found = find_adapters(root)
+    found = [folder for folder in find_adapters(root) if folder not in without]
     if not found:
         raise AdapterError(f"{root}: there is no adapter below this folder (a folder with a manifest.json).")
     folders: dict[str, Path] = {}

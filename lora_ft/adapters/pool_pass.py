@@ -24,15 +24,23 @@ class NotByRow(RunError):
 
 
 class Stack:
-    """Adapters of one layout side by side, `(adapters, elements)`; of a single one it is a view.
+    """Adapters of one layout side by side; of a single one it is a view.
 
     Attributes:
-        views: Module -> A, B and DoRA's factors of all of them.
+        parts: Module -> where its matrices lie.
+        flat: `(adapters, elements)`.
     """
 
     def __init__(self, adapters: Sequence[PoolTensors]) -> None:
-        flat = adapters[0].flat[None] if len(adapters) == 1 else torch.stack([one.flat for one in adapters])
-        self.views: Mapping[str, Views] = {part.module: part.views(flat) for part in adapters[0].layout}
+        self.parts = adapters[0].parts
+        self.flat = adapters[0].flat[None] if len(adapters) == 1 else torch.stack([one.flat for one in adapters])
+        self._views: dict[str, Views] = {}
+
+    def views(self, module: str) -> Views:
+        """A, B and DoRA's factors of all of them for one module; the next token asks again."""
+        if module not in self._views:
+            self._views[module] = self.parts[module].views(self.flat)
+        return self._views[module]
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,7 @@ def add_lora(now: Pass, module: nn.Module, name: str, *, x: torch.Tensor, out: t
         x: Its input, rows first.
         out: Its output, rows first.
     """
-    groups = [group for group in now.groups if name in group.stack.views]
+    groups = [group for group in now.groups if name in group.stack.parts]
     if not groups:
         return out
     out = out.contiguous()
@@ -182,7 +190,7 @@ def add_lora(now: Pass, module: nn.Module, name: str, *, x: torch.Tensor, out: t
     for group in groups:
         counts = (x.shape[0],) if now.alone else tuple(count * times for count in group.counts)
         rows = slice(group.start * times, group.start * times + sum(counts))
-        views = group.stack.views[name]
+        views = group.stack.views(name)
         if isinstance(module, CONVOLUTIONS):
             _add_convolution(out[rows], x[rows], views, module, counts=counts)
         else:

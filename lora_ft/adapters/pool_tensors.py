@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lora_ft.adapters.compress import float_tensors
 from lora_ft.adapters.convolutions import CONVOLUTIONS
-from lora_ft.adapters.verify import CONFIG, WEIGHTS
+from lora_ft.adapters.verify import CONFIG, weights_file
 from lora_ft.errors import AdapterError, AdapterRefused
 
 PREFIX = "base_model.model."
@@ -77,12 +77,14 @@ class PoolTensors:
 
     Attributes:
         layout: What lies where in `flat`.
+        parts: The same by module.
         flat: All LoRA matrices, `(elements,)`.
         heads: Full name of a module of the base -> the trained module that takes its place.
         bytes: What all of it takes.
     """
 
     layout: Layout
+    parts: Mapping[str, Part]
     flat: torch.Tensor
     heads: Mapping[str, nn.Module]
     bytes: int
@@ -109,9 +111,8 @@ def read_tensors(folder: Path, model: nn.Module, *, untouched: nn.Module) -> Poo
     refuse_unpooled(config, where=folder)
     modules = dict(model.named_modules())
     device = next(model.parameters()).device
-    file = folder / WEIGHTS
-    with safe_open(str(file), framework="pt") as stream:
-        tensors = {name.removeprefix(PREFIX): stream.get_tensor(name) for name in sorted(stream.keys())}
+    file = weights_file(folder)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in sorted(float_tensors(folder).items())}
     names = [name.removesuffix(A) for name in tensors if name.endswith(A)]
     parts = list(_parts(names, tensors, modules, where=file))
     flat = torch.empty(parts[-1].start + _elements(parts[-1]) if parts else 0)
@@ -135,7 +136,9 @@ def read_tensors(folder: Path, model: nn.Module, *, untouched: nn.Module) -> Poo
     heads = {name: head.to(device).eval() for name, head in heads.items()}
     flat = flat.to(device)
     size = flat.nbytes + sum(value.nbytes for head in heads.values() for value in head.state_dict().values())
-    return PoolTensors(layout=tuple(parts), flat=flat, heads=heads, bytes=size)
+    return PoolTensors(
+        layout=tuple(parts), parts={part.module: part for part in parts}, flat=flat, heads=heads, bytes=size
+    )
 
 
 def refuse_unpooled(config: Mapping[str, Any], *, where: Path) -> None:

@@ -13,6 +13,9 @@ from lora_ft.errors import AdapterRefused
 LABELS_KEY = "lora_ft_labels"
 """Key in the metadata: the labels lie in the same file as the head whose rows they name."""
 
+SCALE = ".scale"
+"""End of the name of the scales of a tensor in int8, see `lora_ft.adapters.compress`."""
+
 ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_ft.adapters.manifest import FileInfo, Manifest, TensorInfo
-from lora_ft.adapters.tensors import LABELS_KEY, head_tensors, read_header
+from lora_ft.adapters.tensors import LABELS_KEY, SCALE, head_tensors, read_header
 from lora_ft.errors import AdapterError, AdapterRefused, closest
 
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_INT8 = "adapter_model.int8.safetensors"
+"""In the place of `WEIGHTS` where the matrices are stored in 8 bits: plain peft must not find what it would misread."""
+
 CONFIG = "adapter_config.json"
 REQUIRED = (CONFIG, WEIGHTS, "recipe.yaml", "metrics.json", "README.md")
 READ_BY_A_LOADER = (
@@ -127,17 +130,29 @@ def verify_files(folder: Path) -> Manifest:
         AdapterRefused: With the first reason found.
     """
     manifest = read_manifest(folder)
-    for name in REQUIRED:
+    weights = folder / (WEIGHTS_INT8 if WEIGHTS_INT8 in manifest.files else WEIGHTS)
+    for name in (weights.name if one == WEIGHTS else one for one in REQUIRED):
         if name not in manifest.files:
             raise AdapterRefused(f"{folder / MANIFEST}: files: {name} is not listed.")
     for name, info in manifest.files.items():
         _check_file(folder, name, info)
     _check_no_strangers(folder, manifest)
-    tensors, metadata = read_header(folder / WEIGHTS)
+    tensors, metadata = read_header(weights)
     _check_config(folder / CONFIG, manifest)
-    _check_tensors(folder / WEIGHTS, manifest, tensors=tensors)
-    _check_labels(folder / WEIGHTS, manifest, tensors=tensors, metadata=metadata)
+    _check_tensors(weights, manifest, tensors=tensors)
+    _check_scales(weights, tensors)
+    _check_labels(weights, manifest, tensors=tensors, metadata=metadata)
     return manifest
+
+
+def weights_file(folder: Path) -> Path:
+    """The file with the tensors of an adapter, in floating point or in 8 bits.
+
+    Args:
+        folder: A verified adapter folder.
+    """
+    packed = folder / WEIGHTS_INT8
+    return packed if packed.is_file() else folder / WEIGHTS
 
 
 def refuse_other_base(manifest: Manifest, reasons: Sequence[str]) -> None:
@@ -152,7 +167,7 @@ def refuse_other_base(manifest: Manifest, reasons: Sequence[str]) -> None:
     """
     if reasons:
         raise AdapterRefused(
-            f"base: the adapter was trained on {manifest.base.name}"
+            f"base: the adapter was {'adopted' if 'adopted' in manifest.run else 'trained'} on {manifest.base.name}"
             + (f" (revision {manifest.base.revision})" if manifest.base.revision else "")
             + f", and this base is another one: {'; '.join(reasons)}. Give the base it was trained on, or "
             + "train again."
@@ -246,6 +261,19 @@ def _check_tensors(file: Path, manifest: Manifest, *, tensors: Mapping[str, Tens
                 f"{file}: {name} is {info.dtype} {list(info.shape)}, recorded is "
                 f"{manifest.tensors[name].dtype} {list(manifest.tensors[name].shape)}. Copy the folder again."
             )
+
+
+def _check_scales(file: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """In the file for 8 bits, each tensor in int8 has its scales."""
+    if file.name != WEIGHTS_INT8:
+        return
+    packed = {name for name, one in tensors.items() if one.dtype == "I8"}
+    bare = sorted(name for name in packed if name + SCALE not in tensors)
+    if bare or not packed:
+        raise AdapterRefused(
+            f"{file}: {len(bare)} tensors in int8 have no scales (first: {bare[0] if bare else 'none is in int8'}). "
+            "Copy the folder again."
+        )
 
 
 def _check_labels(

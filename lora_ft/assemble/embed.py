@@ -43,7 +43,7 @@ def row_embeddings(
         advance: Called with the number of features done.
 
     Returns:
-        `(rows, width)` in float32; None where the task's batches do not suit the base proper (pairs of preferences).
+        `(rows, width)` in float32; None where a feature is not one row of the base's input (pairs of preferences).
     """
     features = encode_rows(rows, task=task, problem=problem)
     collate = task.collator(problem)
@@ -57,7 +57,7 @@ def row_embeddings(
         batch = on_device(collate([features[index] for index in indices]), model.device)
         with torch.no_grad(), autocast_context(precision):
             vectors = embed(model, batch)
-        if vectors is None:
+        if vectors is None or len(vectors) != len(indices):
             return None
         found = vectors.float().cpu().numpy()
         if sums is None:

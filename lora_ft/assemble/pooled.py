@@ -18,11 +18,11 @@ from lora_ft.adapters.pool import AdapterPool, PoolLimits
 from lora_ft.adapters.pool_folder import PoolFolder
 from lora_ft.adapters.pool_pass import NotByRow, Pass, Segment
 from lora_ft.adapters.probe import check_probe
-from lora_ft.adapters.verify import REQUIRED, refuse_other_base, verify_files
+from lora_ft.adapters.verify import REQUIRED, WEIGHTS_INT8, refuse_other_base, verify_files
 from lora_ft.assemble.answer import join_rows, numpy_answer, on_device
-from lora_ft.assemble.encode import EncodedRows, encode_rows
+from lora_ft.assemble.encode import EncodedRows, encode_rows, has_targets
 from lora_ft.assemble.saved import QUANTIZATION_CONFIGS, OpenOptions, find_base
-from lora_ft.errors import AdapterRefused
+from lora_ft.errors import AdapterRefused, InputError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.models.load import load_base, load_processor
 from lora_ft.models.precision import Precision, autocast_context, cast_frozen_linears, plan_precision
@@ -127,8 +127,7 @@ class PooledAdapters:
 
     def _describe(self, manifest: Manifest, folder: Path) -> Member:
         """What is kept of a manifest."""
-        files = {name: info.sha256 for name, info in sorted(manifest.files.items()) if name not in REQUIRED}
-        key = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        key = processor_key(manifest)
         if key not in self.processors:
             self.processors[key] = load_processor(
                 folder, classes=self.task.processor_classes, trust_remote_code=self.options.trust_remote_code
@@ -174,21 +173,51 @@ class PooledAdapters:
         for number, name in enumerate(names):
             owners.setdefault(name, []).append(number)
         own = {name: datasets.Dataset.from_list([dict(rows[n]) for n in numbers]) for name, numbers in owners.items()}
+        found = self.predict_tables(own, batch_size=batch_size, advance=advance)
+        predictions: list[dict[str, Any]] = [{}] * len(rows)
+        for name, numbers in owners.items():
+            for number, prediction in zip(numbers, found[name], strict=True):
+                predictions[number] = prediction
+        return predictions
+
+    def predict_tables(
+        self,
+        tables: Mapping[str, datasets.Dataset],
+        *,
+        batch_size: int = 32,
+        advance: Callable[[int], None] | None = None,
+    ) -> dict[str, list[dict[str, Any]]]:
+        """As `predict`, for rows that are sorted by adapter already.
+
+        Args:
+            tables: Name of an adapter -> its rows.
+            batch_size: Features a batch; rows of several adapters share them all the same.
+            advance: Called with the number of features done.
+
+        Returns:
+            Name of an adapter -> one prediction for each of its rows, in their order.
+
+        Raises:
+            InputError: The rows are to be measured, and the task needs the answers of the bare base for that.
+        """
+        if self.task.asks_bare_base and any(has_targets(table, self.task) for table in tables.values()):
+            raise InputError(
+                f"pool: {self.task.name} is measured against the bare base, which a pool does not answer beside the "
+                "adapters. Evaluate each adapter alone; a pool answers their prompts"
+            )
         features = {
-            name: encode_rows(table, task=self.task, problem=self.member(name).problem) for name, table in own.items()
+            name: encode_rows(table, task=self.task, problem=self.member(name).problem)
+            for name, table in tables.items()
         }
-        parts: dict[str, dict[int, Any]] = {name: {} for name in owners}
+        parts: dict[str, dict[int, Any]] = {name: {} for name in tables}
         for batch in self._batches(features, batch_size):
             self._answer(batch, features, parts)
             if advance is not None:
                 advance(len(batch))
-        predictions: list[dict[str, Any]] = [{}] * len(rows)
-        for name, numbers in owners.items():
-            problem = self.member(name).problem
-            joined = join_rows(parts[name], features[name], own[name], task=self.task, problem=problem)
-            for number, prediction in zip(numbers, joined, strict=True):
-                predictions[number] = prediction
-        return predictions
+        return {
+            name: join_rows(parts[name], features[name], table, task=self.task, problem=self.member(name).problem)
+            for name, table in tables.items()
+        }
 
     def _batches(self, features: Mapping[str, EncodedRows], batch_size: int) -> Iterator[list[tuple[str, int]]]:
         """Adapter and number of features of like length; at most as many adapters in one as the pool can hold."""
@@ -240,6 +269,13 @@ class PooledAdapters:
         for (segment, own), (_, inputs) in zip(now.split(outputs), now.split(arranged), strict=True):
             member = self.member(str(segment.name))
             yield segment, self.task.answer(self.pool.model, inputs, member.problem, outputs=own)
+
+
+def processor_key(manifest: Manifest) -> str:
+    """The same word for adapters with the same files of a processor."""
+    own = (*REQUIRED, WEIGHTS_INT8)
+    files = {name: info.sha256 for name, info in sorted(manifest.files.items()) if name not in own}
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def open_pool(folder: PoolFolder, options: OpenOptions, *, limits: PoolLimits | None = None) -> PooledAdapters:

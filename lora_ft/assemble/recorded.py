@@ -60,7 +60,7 @@ def recorded_recipe(adapter: Path, *, tasks: Mapping[str, TaskFacts]) -> Recipe:
         RecipeError: The rows are not there any more.
     """
     file = adapter / "recipe.yaml"
-    seed = read_document(file).value["training_args"]["seed"]
+    seed = (read_document(file).value.get("training_args") or {}).get("seed", 0)  # an adopted adapter has none
     elsewhere = (
         f"training_args={{output_dir: {json.dumps(str(adapter.parent))}, seed: {seed}}}",
         "model={pretrained_model_name_or_path: not/loaded}",

@@ -8,7 +8,7 @@ import sys
 import click
 
 from lora_ft import __version__
-from lora_ft.cli import adapters, recipes
+from lora_ft.cli import adapters, adopt, export, merge, recipes
 from lora_ft.errors import InputError, LoraFtError, RecipeError
 
 INTERRUPTED = 130
@@ -31,6 +31,9 @@ for verb in (
     adapters.verify,
     adapters.show,
     adapters.list_adapters,
+    adopt.adopt,
+    export.export,
+    merge.merge,
     recipes.init,
     recipes.schema,
     recipes.tasks,

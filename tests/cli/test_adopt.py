@@ -1,0 +1,102 @@
+"""`lora-ft adopt` from outside: what it prints, what works afterwards, and that a refusal needs no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_ft.cli.main import main
+from tests.plain_peft import edit_config, save_plain
+from tests.toy import write_reviews
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    return save_plain(tmp_path_factory.mktemp("cli") / "plain", tiny_bert, "text-classification", labels=2)
+
+
+def test_an_adopted_adapter_works_with_every_verb(run: Run, plain: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    rows = write_reviews(tmp_path / "dev.csv", 16, seed=2)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("negative\npositive\n", encoding="utf-8")
+    output = tmp_path / "ours"
+    arguments = ("--base", tiny_bert, "--task", "text-classification", "--offline", "--output", output)
+    more = ("--labels", labels, "--data", rows, "--set", "processor.max_length=32", "--device", "cpu")
+    code, out, err = run("adopt", plain, *arguments, *more)
+    assert code == 0, err
+    assert "labels  negative, positive" in out
+    assert f"16 rows of {rows}" in out
+    code, out, err = run("verify", output, "--offline")
+    assert (code, "when it was adopted" in out) == (0, True), err
+    code, out, _ = run("show", output)
+    assert (code, "unknown:" in out, "seed 0" in out) == (0, True, False)
+    assert run("list", tmp_path)[0] == 0
+    code, out, err = run("evaluate", output, "--data", rows, "--json", "--offline", "--device", "cpu")
+    measured = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["adapter"]["data"]
+    assert json.loads(out)["adapter"] == pytest.approx(measured), err
+    code, out, _ = run("predict", output, "the book is great", "--offline")
+    assert json.loads(out)["label"] in ("negative", "positive")
+    code, _, err = run("evaluate", output, "--offline")
+    assert (code, "give the rows with --data FILE" in err) == (2, True)
+    code, _, err = run("check", output / "recipe.yaml")
+    assert (code, "training_args" in err) == (2, True)
+    code, _, err = run("adopt", plain, *arguments)
+    assert (code, "--overwrite" in err) == (2, True)
+    assert run("adopt", plain, *arguments, "--overwrite", "--labels", "no,yes")[0] == 0
+
+
+def test_the_adapter_itself_is_never_the_output(run: Run, plain: Path, tiny_bert: Path) -> None:
+    arguments = ("--base", tiny_bert, "--task", "text-classification", "--overwrite", "--offline")
+    for output in (plain, plain / "ours"):
+        code, _, err = run("adopt", plain, *arguments, "--output", output)
+        assert (code, "never changed" in err) == (2, True)
+
+
+def test_a_refusal_imports_no_torch_and_writes_nothing(plain: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(plain, broken)
+    edit_config(broken, {"bias": "all"}, drop=("r",))
+    arguments = ["adopt", str(broken), "--base", str(tiny_bert), "--task", "text-classification", "--offline",
+                 "--output", str(tmp_path / "ours"), "--labels", "a,b,c"]  # fmt: skip
+    code = (
+        "import sys; from lora_ft.cli.main import main; sys.argv[1:] = " + repr(arguments) + "\n"
+        "try: main()\n"
+        "finally: print({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout.strip() == "set()"
+    assert "3 faults" in ended.stderr
+    assert not (tmp_path / "ours").exists()
+
+
+def test_labels_without_a_name_are_refused(run: Run, plain: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    arguments = ("--base", tiny_bert, "--task", "text-classification", "--output", tmp_path / "x", "--offline")
+    code, _, err = run("adopt", plain, *arguments, "--labels", ",")
+    assert (code, "there is no label" in err) == (2, True)
+    code, _, err = run("adopt", plain, *arguments, "--data", tmp_path / "absent.csv")
+    assert (code, "there is no such file" in err) == (2, True)

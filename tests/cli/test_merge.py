@@ -1,0 +1,130 @@
+"""lora-ft merge from outside: what it refuses before torch, what it prints, what it writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_ft.cli.main import main
+from lora_ft.train.run import RunOptions, train
+from tests.adapters.build import resign
+from tests.toy import read, write_recipe
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> list[Path]:
+    root = tmp_path_factory.mktemp("cli-merge")
+    found = []
+    for index, name in enumerate(("books", "toys")):
+        recipe = write_recipe(root / name, tiny_bert, training_args={"num_train_epochs": 1, "seed": index})
+        train(read(recipe), RunOptions())
+        found.append(root / name / "run")
+    return found
+
+
+def refused(*arguments: object) -> str:
+    """The message of a call that must end with 2 before anything heavy is imported."""
+    code = (
+        "import sys\nfrom lora_ft.cli.main import main\n"
+        f"sys.argv = ['lora-ft', 'merge', *{[str(one) for one in arguments]!r}]\n"
+        "try:\n    main()\nexcept SystemExit as leave:\n"
+        "    heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
+        "    print('heavy', sorted(heavy)); sys.exit(leave.code)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 2, result.stderr
+    assert "heavy []" in result.stdout
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_wrong_input_is_refused_before_torch_is_imported(pair: list[Path], tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    for arguments, words in (
+        ((*pair, "--output", new, "--method", "tise"), "Did you mean 'ties'?"),
+        ((*pair, "--output", new, "--weights", "1,2,3"), "3 weights for 2 adapters"),
+        ((*pair, "--output", new, "--method", "cat", "--method", "svd"), "--search to try them all"),
+        ((*pair, "--output", new, "--search", "--weights", "1,1"), "--search finds the weights"),
+        ((*pair, "--output", pair[0] / "adapter"), "one of the adapters to be merged"),
+        ((*pair, "--output", full), "never deleted"),
+        ((pair[0], "--output", full), "never deleted"),
+        ((pair[0], "--output", new, "--weights", "1"), "--weights says how several adapters become one"),
+        ((pair[0], "--output", new, "--quantization", "nf4"), "never quantised"),
+        ((pair[0], pair[0], "--output", new), "given twice"),
+        ((tmp_path / "absent", "--output", new), "no such folder"),
+    ):
+        message = refused(*arguments)
+        assert words in message, message
+    assert not new.exists()
+
+
+def test_adapters_that_do_not_belong_together_are_refused_before_torch(pair: list[Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pair[1] / "adapter", tmp_path / "other" / "adapter"))
+    resign(copy, lambda content: content.update(task="token-classification"))
+    assert "Expected adapters of one task" in refused(pair[0], copy, "--output", tmp_path / "new")
+    (copy / "README.md").write_text("edited")
+    assert "README.md" in refused(pair[0], copy, "--output", tmp_path / "new")
+
+
+def test_one_adapter_is_merged_and_the_json_is_what_was_written(run: Run, pair: list[Path], tmp_path: Path) -> None:
+    code, out, _ = run("merge", pair[0], "--output", tmp_path / "merged", "--offline", "--json")
+    assert code == 0
+    told = json.loads(out)
+    stored = json.loads((tmp_path / "merged" / "merged.json").read_text())
+    assert {key: value for key, value in told.items() if key != "output"} == stored
+    assert told["metrics"]["after"] == pytest.approx(told["metrics"]["before"])
+    assert stored["command"].startswith("lora-ft merge")
+
+
+def test_several_are_searched_shown_and_opened_by_the_other_verbs(run: Run, pair: list[Path], tmp_path: Path) -> None:
+    target = tmp_path / "merged"
+    code, out, error = run("merge", *pair, "--output", target, "--search", "--method", "cat", "--offline")
+    assert code == 0, error
+    for words in ("books", "toys", "mean", "tried: 6 combinations", "uniform"):
+        assert words in out
+    assert run("verify", target, "--offline")[0] == 0
+    assert run("show", target)[0] == 0
+    code, out, _ = run("evaluate", target, "--offline", "--json")
+    assert code == 0
+    told = json.loads((target / "manifest.json").read_text())["run"]["merge"]
+    assert [one["name"] for one in told["sources"]] == ["books", "toys"]
+    assert len(told["tried"]) == 6
+    assert json.loads(out)["adapter"]["accuracy"] == pytest.approx(told["domains"]["books"]["after"]["accuracy"])
+    code, _, error = run("merge", *pair, "--output", target, "--offline")
+    assert code == 2
+    assert "--overwrite" in error
+    assert run("merge", *pair, "--output", target, "--offline", "--overwrite", "--method", "ties")[0] == 0
+    assert json.loads((target / "manifest.json").read_text())["run"]["merge"]["density"] == 0.5
+
+
+def test_an_error_names_the_way_out(run: Run, pair: list[Path], tmp_path: Path) -> None:
+    code, _, error = run("merge", *pair, "--output", tmp_path / "new", "--method", "cat", "--density", "0.3")
+    assert code == 2
+    assert "Leave --density out" in error
