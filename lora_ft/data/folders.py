@@ -9,11 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_ft.data.media import AUDIO_ENDINGS, IMAGE_ENDINGS
+from lora_ft.data.media import ENDINGS
 from lora_ft.data.rows import FileRows
 from lora_ft.errors import DataError
-
-ENDINGS = {"image": IMAGE_ENDINGS, "audio": AUDIO_ENDINGS}
 
 
 def folder_rows(folder: Path) -> FileRows:

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lora_ft.data.values import BadValue, json_kind
+from lora_ft.recipe.peek import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-AUDIO_ENDINGS = (".wav", ".flac", ".ogg")
+ENDINGS = {"image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
+"""Of each kind of column that files fill, how their names end."""
 
 MEDIA = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 """The storage of the Image and Audio features of `datasets`, so that their columns are used as they lie."""

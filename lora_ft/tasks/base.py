@@ -64,7 +64,7 @@ class Task(ABC):
         summary: One line for `lora-ft tasks`.
         auto_class: Name of the transformers auto class that builds the model; see `model_class`.
         processor_classes: Names of the auto classes that may load the processor, the first that can does.
-        peft_task_type: peft's TaskType, or None where it does harm (vision, speech).
+        peft_task_type: peft's TaskType, or None where it does harm (vision, speech, question answering).
         head: Module names that hold the head in the families of this task; what `modules_to_save` defaults to.
         columns: The columns it reads.
         column_sets: Problem type -> the columns that rows of it must have, where the columns decide the problem type.
@@ -78,7 +78,8 @@ class Task(ABC):
         lazy: Whether features are made each time a row is read and never kept (images, sounds).
         weighs_classes: Whether `loss.class_weight` means something.
         smooths_labels: Whether `label_smoothing_factor` means something.
-        exact_accumulation: Whether several small batches give exactly the gradients of one large one.
+        least_tokens: The least `processor.max_length` that leaves room for a text.
+        asks_bare_base: Whether what it measures needs the answers of the base without its adapter too.
         starting_point: For `lora-ft init`: a base, and a training file.
     """
 
@@ -100,7 +101,8 @@ class Task(ABC):
     lazy: ClassVar[bool] = False
     weighs_classes: ClassVar[bool] = False
     smooths_labels: ClassVar[bool] = False
-    exact_accumulation: ClassVar[bool] = True
+    least_tokens: ClassVar[int] = 1
+    asks_bare_base: ClassVar[bool] = False
     starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-uncased", "data/train.csv")
 
     # What the rows and the base make of it
@@ -109,6 +111,10 @@ class Task(ABC):
         """Name of the transformers auto class for a problem type."""
         del problem_type
         return self.auto_class
+
+    def auto_classes(self) -> tuple[str, ...]:
+        """Names of all auto classes that build a model of this task."""
+        return tuple(dict.fromkeys(map(self.model_class, self.metrics)))
 
     def problem_type_of(self, columns: Collection[str], *, base_config: Mapping[str, Any]) -> str:
         """The problem type of rows with these columns on a base with this config.json.
@@ -237,7 +243,7 @@ class Task(ABC):
             outputs: What `forward` returned.
             batch: The batch with its labels.
             problem: What the task is about here.
-            items: What the sum is divided by.
+            items: What the sum is divided by: a number, or `totals` of all accumulated batches.
             class_weight: One weight for each label, where `weighs_classes`.
             label_smoothing: Where `smooths_labels`.
         """
@@ -245,6 +251,16 @@ class Task(ABC):
     def items(self, batch: Mapping[str, Any]) -> int:
         """What a loss is averaged over in a batch: labels that are not -100."""
         return int(batch["labels"].ne(-100).sum())
+
+    def totals(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """`items` as a tensor, which is added up over all accumulated batches on all processes for training.
+
+        Several numbers where parts of the loss are averaged over different things. A step in which one of them is 0
+        teaches that part nothing.
+        """
+        import torch
+
+        return torch.tensor(self.items(batch))
 
     # Answers -> predictions -> metrics
 
@@ -376,6 +392,16 @@ class Task(ABC):
         del row, prediction
         raise InputError(f"--pictures: {self.name} has nothing to draw. Leave it out")
 
+    def hint(self, row: Mapping[str, Any], problem: Problem) -> str | None:
+        """What a user of `lora-ft predict` probably did not mean by a row; None if it is as it should be."""
+        del row, problem
+        return None
+
+    def example_word(self, problem: Problem) -> str:
+        """What to try a new adapter with: a word for the command line of `lora-ft predict`."""
+        del problem
+        return {"image": "photo.jpg", "audio": "sound.wav"}.get(self.argument, "a new text")
+
     def facts(self) -> TaskFacts:
         """What a recipe is checked against."""
         return TaskFacts(
@@ -391,6 +417,8 @@ class Task(ABC):
             weighs_classes=self.weighs_classes,
             smooths_labels=self.smooths_labels,
             starting_point=self.starting_point,
+            auto_classes=self.auto_classes(),
+            least_tokens=self.least_tokens,
         )
 
     def inputs(self) -> tuple[Column, ...]:

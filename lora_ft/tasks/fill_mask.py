@@ -44,6 +44,7 @@ class FillMask(Task):
         "top_k": (int,),
     }
     smooths_labels: ClassVar[bool] = True
+    least_tokens: ClassVar[int] = SHORTEST
     starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-uncased", "data/train.txt")
 
     def settings(
@@ -101,8 +102,10 @@ class FillMask(Task):
     ) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]:
         """See `Task.collator`; it hides words of what was encoded to be trained on."""
         from lora_ft.tasks.parts.masked import masked_batch
+        from lora_ft.tasks.parts.masking import vocabulary_of
 
-        return lambda features: masked_batch(features, problem, training=training)
+        vocabulary = vocabulary_of(problem.processor)
+        return lambda features: masked_batch(features, problem, vocabulary=vocabulary, training=training)
 
     def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
         """See `Task.forward`."""
@@ -190,6 +193,17 @@ class FillMask(Task):
         from lora_ft.tasks.parts.language import last_positions, probe_logits
 
         return probe_logits(outputs["logits"], last_positions(batch["attention_mask"]))
+
+    def hint(self, row: Mapping[str, Any], problem: Problem) -> str | None:
+        """See `Task.hint`: a text without a gap is measured, and nothing is filled in."""
+        mask = str(problem.processor.mask_token)
+        if mask in row["text"]:
+            return None
+        return f"there is no {mask} in the text, so nothing is filled in. Write {mask} where a word is to be found"
+
+    def example_word(self, problem: Problem) -> str:
+        """See `Task.example_word`: a text with a gap."""
+        return f"a new {problem.processor.mask_token}"
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

@@ -14,8 +14,9 @@ from lora_ft.errors import DataError
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Features, Problem, Rows, Task
 from lora_ft.tasks.parts import boxes as geometry
-from lora_ft.tasks.parts import detection, images
+from lora_ft.tasks.parts import detection, detection_loss, images
 from lora_ft.tasks.parts import image_augmentation as augmentation
+from lora_ft.tasks.parts.label_names import label_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,6 @@ class ObjectDetection(Task):
     augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = augmentation.DETECTION_FIELDS
     argument: ClassVar[str] = "image"
     lazy: ClassVar[bool] = True
-    exact_accumulation: ClassVar[bool] = False
     starting_point: ClassVar[tuple[str, str]] = ("hustvl/yolos-tiny", "data/train.json")
 
     def vocabulary(self, rows: Iterable[Mapping[str, Any]], *, given: Sequence[str] | None) -> tuple[str, ...]:
@@ -84,8 +84,7 @@ class ObjectDetection(Task):
 
     def model_config(self, problem: Problem) -> dict[str, Any]:
         """See `Task.model_config`."""
-        names = dict(enumerate(problem.labels))
-        return {"num_labels": len(names), "id2label": names, "label2id": {name: index for index, name in names.items()}}
+        return label_fields(problem.labels)
 
     def encode(self, rows: Rows, problem: Problem, *, training: bool = False) -> Features:
         """See `Task.encode`; in training each picture is varied with its boxes as `augmentation` says.
@@ -142,7 +141,8 @@ class ObjectDetection(Task):
         del problem
         if "labels" not in batch:
             return model(pixel_values=batch["pixel_values"])
-        return model(pixel_values=batch["pixel_values"], labels=detection.targets(batch))
+        with detection_loss.summed_loss(model):
+            return model(pixel_values=batch["pixel_values"], labels=detection.targets(batch))
 
     def loss(
         self,
@@ -154,17 +154,27 @@ class ObjectDetection(Task):
         class_weight: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
     ) -> torch.Tensor:
-        """See `Task.loss`: the model's own, times the images of the batch.
+        """See `Task.loss`: the model's own, over the boxes and queries of all batches where `totals` says how many.
 
-        It is a mean over the boxes of a batch, so that several small batches are not exactly one large one.
+        With images alone as `items` it is the mean of this batch, times its images.
         """
         del problem, class_weight, label_smoothing
-        loss: torch.Tensor = outputs["loss"] * self.items(batch) / items
-        return loss
+        import torch
+
+        if isinstance(items, torch.Tensor) and items.ndim:
+            return detection_loss.loss_of(outputs, items)
+        return detection_loss.loss_of(outputs, self.totals(batch)) * self.items(batch) / items
 
     def items(self, batch: Mapping[str, Any]) -> int:
         """See `Task.items`: images."""
         return int(batch["labels"].shape[0])
+
+    def totals(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """See `Task.totals`: images and boxes."""
+        import torch
+
+        labels = batch["labels"]
+        return torch.stack([torch.tensor(len(labels), device=labels.device), labels.ne(-100).sum()])
 
     def answer(
         self, model: Any, batch: Mapping[str, Any], problem: Problem, *, outputs: Any | None

@@ -2,12 +2,13 @@
 
 One row: prompt "Name a fruit.", chosen "An apple.", rejected "A car."; a prediction continues a prompt:
 prompt "Name a fruit."  ->  {"generated_text": " An apple."}
+Or both as chats: chosen_messages [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", ...}].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+PAIRS, CHAT = "pairs", "chat"
+METRICS = ("reward_accuracy", "reward_margin", "likelier_accuracy")
 SHORTEST = 8
 CRITICAL = 1.645
 """One-sided 5 % of a standard normal."""
@@ -31,19 +34,27 @@ class PreferenceTuning(Task):
     summary: ClassVar[str] = "makes chosen answers likelier than rejected ones (DPO, IPO, ORPO, ...)"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
+    asks_bare_base: ClassVar[bool] = True
     columns: ClassVar[tuple[Column, ...]] = (
-        Column("prompt", "text", True, "what both answers follow"),
-        Column("chosen", "text", True, "the better answer", target=True),
-        Column("rejected", "text", True, "the worse answer", target=True),
+        Column("prompt", "text", False, "what both answers follow; with a chat model, what the user says"),
+        Column("chosen", "text", False, "the better answer", target=True),
+        Column("rejected", "text", False, "the worse answer", target=True),
+        Column("prompt_messages", "messages", False, "the turns before both answers, where these do not repeat them"),
+        Column("chosen_messages", "messages", False, "a chat that ends with the better answer", target=True),
+        Column("rejected_messages", "messages", False, "a chat that ends with the worse answer", target=True),
     )
-    metrics: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "pairs": ("reward_accuracy", "reward_margin", "likelier_accuracy"),
+    column_sets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        PAIRS: ("prompt", "chosen", "rejected"),
+        CHAT: ("chosen_messages", "rejected_messages"),
     }
+    metrics: ClassVar[Mapping[str, tuple[str, ...]]] = {PAIRS: METRICS, CHAT: METRICS}
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = {
         "max_length": (int,),
         "padding": (True, "longest", "max_length"),
         "pad_to_multiple_of": (int,),
         "separator": (str,),
+        "chat_template": (str,),
+        "chat_template_kwargs": (dict,),
     }
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
     loss_types: ClassVar[tuple[str, ...]] = ("sigmoid", "hinge", "ipo", "apo_zero", "orpo")
@@ -53,24 +64,53 @@ class PreferenceTuning(Task):
     def settings(
         self, given: Mapping[str, Any], *, base_config: Mapping[str, Any], processor: Any, problem_type: str
     ) -> dict[str, Any]:
-        """See `Task.settings`; fills in `max_length`."""
-        del problem_type
+        """See `Task.settings`; fills in `max_length`; a chat template that was given is kept as text."""
+        from lora_ft.tasks.parts.chat import chat_settings
+        from lora_ft.tasks.parts.generation import known_positions
         from lora_ft.tasks.parts.text import text_settings
 
         settings = text_settings(given, base_config=base_config, processor=processor)
+        settings |= known_positions(base_config)
         if settings["max_length"] < SHORTEST:
             raise InputError(f"processor.max_length = {settings['max_length']}: expected {SHORTEST} tokens or more")
-        return settings
+        for name, kind in {"chat_template": CHAT, "chat_template_kwargs": CHAT, "separator": PAIRS}.items():
+            if name in given and problem_type != kind:
+                raise InputError(
+                    f"processor.{name}: it has no effect on rows of {', '.join(self.column_sets[problem_type])}, "
+                    f"only on {', '.join(self.column_sets[kind])}. Leave it out"
+                )
+        return chat_settings(settings, processor) if problem_type == CHAT else settings
+
+    def fit_processor(self, processor: Any, rows: Iterable[Mapping[str, Any]], *, given: Mapping[str, Any]) -> Any:
+        """See `Task.fit_processor`: the tokenizer beside the adapter has the template that was trained with."""
+        del rows
+        from lora_ft.tasks.parts.chat import with_template
+
+        return with_template(processor, given)
 
     def fault(self, row: Mapping[str, Any], *, labels: Sequence[str]) -> str | None:
         """See `Task.fault`: an empty answer, or two that are the same."""
         del labels
+        if "chosen_messages" in row and "rejected_messages" in row:
+            from lora_ft.tasks.parts.preferences import fault_of_chats
+
+            return fault_of_chats(row)
         for side in ("chosen", "rejected"):
             if side in row and not row[side].strip():
                 return f"{side}: it is empty: expected an answer"
         if "chosen" in row and row["chosen"] == row["rejected"]:
             return "rejected: it is the same as chosen: there is nothing to prefer"
         return None
+
+    def misfit(self, row: Mapping[str, Any], problem: Problem) -> str | None:
+        """See `Task.misfit`: the chat template has the last word on a chat."""
+        if problem.problem_type != CHAT or "chosen_messages" not in row:
+            return None
+        from lora_ft.tasks.parts.causal import misfit_of_chat
+        from lora_ft.tasks.parts.preferences import SIDES, conversation
+
+        found = ((side, misfit_of_chat(conversation(row, side), problem)) for side in SIDES)
+        return next((f"{side}_{reason}" for side, reason in found if reason), None)
 
     def model_config(self, problem: Problem) -> dict[str, Any]:
         """See `Task.model_config`: the data decides nothing."""
@@ -80,19 +120,21 @@ class PreferenceTuning(Task):
     def encode(self, rows: Rows, problem: Problem, *, training: bool = False) -> Features:
         """See `Task.encode`; a row without answers is a prompt to be continued."""
         del training
-        from lora_ft.tasks.parts.causal import encode_prompts
+        from lora_ft.tasks.parts.causal import encode_chats, encode_prompts
         from lora_ft.tasks.parts.generation import check_generation
         from lora_ft.tasks.parts.preferences import encode_pairs
 
-        check_generation(problem.generation)
-        if "chosen" in rows and "rejected" in rows:
+        check_generation(problem)
+        if set(self.column_sets[problem.problem_type]) <= set(rows):
             return encode_pairs(rows, problem)
+        if problem.problem_type == CHAT:
+            return _as_prompts(encode_chats(_asked(rows), problem, training=False))
         return encode_prompts(rows["prompt"], problem)
 
     def references(self, rows: Rows, problem: Problem) -> list[Any]:
         """See `Task.references`: what is measured is in the rewards of each row already."""
         del problem
-        return [None] * len(rows["prompt"])
+        return [None] * len(next(iter(rows.values())))
 
     def collator(
         self, problem: Problem, *, training: bool = False
@@ -209,15 +251,39 @@ class PreferenceTuning(Task):
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""
-        del problem_type
-        return {
-            "prompt": ["is the pan good ?", "is the cable slow ?", "was the book nice ?", "was my phone cheap ?"],
-            "chosen": [" the pan is good .", " the cable is slow .", " the book was nice .", " my phone was cheap ."],
-            "rejected": [" hate the week .", " sad and broken .", " money money .", " never again , never ."],
-        }
+        prompts = ["is the pan good ?", "is the cable slow ?", "was the book nice ?", "was my phone cheap ?"]
+        chosen = ["the pan is good .", "the cable is slow .", "the book was nice .", "my phone was cheap ."]
+        rejected = ["hate the week .", "sad and broken .", "money money .", "never again , never ."]
+        if problem_type == PAIRS:
+            return {
+                "prompt": prompts,
+                "chosen": [f" {answer}" for answer in chosen],
+                "rejected": [f" {answer}" for answer in rejected],
+            }
+        chats = (
+            [
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+                for prompt, answer in zip(prompts, answers, strict=True)
+            ]
+            for answers in (chosen, rejected)
+        )
+        return {"prompt": prompts, **dict(zip(self.column_sets[CHAT], chats, strict=True))}
 
     def stream(self, model: Any, row: Mapping[str, Any], problem: Problem) -> Iterator[str]:
         """See `Task.stream`."""
         from lora_ft.tasks.parts.causal import streamed_answer
 
-        yield from streamed_answer(model, row, problem)
+        chat = problem.problem_type == CHAT
+        yield from streamed_answer(model, _asked(row) if chat else row, problem)
+
+
+def _asked(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What a chat model is asked, as text-generation names it: the turns before the answer, or what the user says."""
+    if "prompt_messages" in rows:
+        return {"messages": rows["prompt_messages"]}
+    return {"prompt": rows["prompt"]}
+
+
+def _as_prompts(features: Features) -> Features:
+    """Features of chats that are answered, without the labels that nothing is measured at."""
+    return {name: values for name, values in features.items() if name != "labels"}

@@ -15,7 +15,7 @@ from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Features, Parts, Problem, Rows, Task
 from lora_ft.tasks.parts.answers import answer_spans, best_spans, fault_of_answers, merged
 from lora_ft.tasks.parts.questions import answer_tokens, null_position, question_windows, shortened
-from lora_ft.tasks.parts.windows import WINDOW_FIELDS, pad_right, window_settings
+from lora_ft.tasks.parts.windows import WINDOW_FIELDS, pad_windows, window_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,8 @@ MAX_ANSWER_LENGTH = 30
 N_BEST = 1
 CANDIDATES = 20
 LOWEST = 1e-300
+SHORTEST = 16
+"""The least `max_length` in which a question and a piece of its context have room, whatever the special tokens."""
 
 
 class QuestionAnswering(Task):
@@ -40,7 +42,9 @@ class QuestionAnswering(Task):
     name: ClassVar[str] = "question-answering"
     summary: ClassVar[str] = "the piece of a text that answers a question, or that there is none"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
-    peft_task_type: ClassVar[str | None] = "QUESTION_ANS"
+    peft_task_type: ClassVar[str | None] = (
+        None  # peft 0.21's wrapper drops token_type_ids: question and context look alike
+    )
     head: ClassVar[tuple[str, ...]] = ("qa_outputs",)
     columns: ClassVar[tuple[Column, ...]] = (
         Column("question", "text", True, "the question"),
@@ -56,6 +60,7 @@ class QuestionAnswering(Task):
         "null_threshold": (float, int),
     }
     argument: ClassVar[str] = "question"
+    least_tokens: ClassVar[int] = SHORTEST
     starting_point: ClassVar[tuple[str, str]] = ("distilbert/distilbert-base-uncased", "data/train.json")
 
     def vocabulary(self, rows: Iterable[Mapping[str, Any]], *, given: Sequence[str] | None) -> tuple[str, ...]:
@@ -137,7 +142,7 @@ class QuestionAnswering(Task):
         import torch
 
         def collate(features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-            batch = pad_right(features, problem)
+            batch = pad_windows(features, problem)
             if "labels" in features[0]:
                 batch["labels"] = torch.tensor([row["labels"] for row in features])  # (windows, 2): first, last token
             return batch

@@ -52,6 +52,7 @@ class Text2TextGeneration(Task):
     ) -> dict[str, Any]:
         """See `Task.settings`; the token that the decoder starts with is the base's."""
         del problem_type
+        from lora_ft.tasks.parts.generation import known_positions
         from lora_ft.tasks.parts.text import positions_of, text_settings
 
         settings = text_settings(given, base_config=base_config, processor=processor)
@@ -65,7 +66,8 @@ class Text2TextGeneration(Task):
                 "processor.decoder_start_token_id: the base's config.json does not say with which token its decoder "
                 "starts. Give its number, for a multilingual base that of the target language"
             )
-        return {**settings, "max_target_length": asked, "decoder_start_token_id": start}
+        positions_known = known_positions(base_config)
+        return {**settings, "max_target_length": asked, "decoder_start_token_id": start, **positions_known}
 
     def fault(self, row: Mapping[str, Any], *, labels: Sequence[str]) -> str | None:
         """See `Task.fault`: nothing is learned from an empty target."""
@@ -88,7 +90,7 @@ class Text2TextGeneration(Task):
         del training
         from lora_ft.tasks.parts.generation import check_generation
 
-        check_generation(problem.generation)
+        check_generation(problem)
         settings = problem.settings
         texts = [settings.get("prefix", "") + text for text in rows["text"]]
         features = _encoded(texts, problem, max_length=settings["max_length"], target=False)

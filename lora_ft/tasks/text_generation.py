@@ -7,11 +7,10 @@ prompt "2 + 2 ="  ->  {"generated_text": " 4"}
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_ft.errors import InputError
+from lora_ft.errors import DataError, InputError
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Features, Parts, Problem, Rows, Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
@@ -65,16 +64,19 @@ class TextGeneration(Task):
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
     argument: ClassVar[str] = "prompt"
     smooths_labels: ClassVar[bool] = True
+    least_tokens: ClassVar[int] = SHORTEST
     starting_point: ClassVar[tuple[str, str]] = ("Qwen/Qwen2.5-0.5B-Instruct", "data/train.jsonl")
 
     def settings(
         self, given: Mapping[str, Any], *, base_config: Mapping[str, Any], processor: Any, problem_type: str
     ) -> dict[str, Any]:
         """See `Task.settings`; a chat template that was given is kept as text."""
-        from lora_ft.tasks.parts.chat import read_template, template_of
+        from lora_ft.tasks.parts.chat import chat_settings
+        from lora_ft.tasks.parts.generation import known_positions
         from lora_ft.tasks.parts.text import text_settings
 
         settings = text_settings(given, base_config=base_config, processor=processor)
+        settings |= known_positions(base_config)
         if settings["max_length"] < SHORTEST:
             raise InputError(f"processor.max_length = {settings['max_length']}: expected {SHORTEST} tokens or more")
         unused = {"chat_template": CHAT, "chat_template_kwargs": CHAT, "separator": COMPLETION}
@@ -86,22 +88,14 @@ class TextGeneration(Task):
                 )
         if given.get("packing") and problem_type == TEXT:
             raise InputError("processor.packing: plain text fills its blocks without it. Leave it out")
-        if problem_type == CHAT:
-            if "chat_template" in given:
-                settings["chat_template"] = read_template(given["chat_template"])
-            template_of(settings, processor)
-        return settings
+        return chat_settings(settings, processor) if problem_type == CHAT else settings
 
     def fit_processor(self, processor: Any, rows: Iterable[Mapping[str, Any]], *, given: Mapping[str, Any]) -> Any:
         """See `Task.fit_processor`: the tokenizer beside the adapter has the template that was trained with."""
         del rows
-        if "chat_template" not in given:
-            return processor
-        from lora_ft.tasks.parts.chat import read_template
+        from lora_ft.tasks.parts.chat import with_template
 
-        own = copy.copy(processor)
-        own.chat_template = read_template(given["chat_template"])
-        return own
+        return with_template(processor, given)
 
     def fault(self, row: Mapping[str, Any], *, labels: Sequence[str]) -> str | None:
         """See `Task.fault`: an empty answer teaches to say nothing."""
@@ -128,20 +122,26 @@ class TextGeneration(Task):
         """See `Task.encode`. A feature with labels is measured, one without is answered.
 
         Raises:
-            DataError: The chat template refuses a chat; a chat to be learned has no turn of the assistant.
+            DataError: The chat template refuses a chat; a chat to be learned has no turn of the assistant; chats alone
+                are given to an adapter that continues prompts.
             InputError: Generation settings that would have no effect.
         """
         from lora_ft.tasks.parts.causal import encode_chats, encode_completions, encode_prompts, encode_texts
         from lora_ft.tasks.parts.generation import check_generation
         from lora_ft.tasks.parts.packing import pack
 
-        check_generation(problem.generation)
+        check_generation(problem)
         if problem.problem_type == CHAT:
             features = encode_chats(rows, problem, training=training)
         elif problem.problem_type == COMPLETION and "completion" in rows:
             features = encode_completions(rows, problem)
         elif problem.problem_type == TEXT and "text" in rows:
             return encode_texts(rows["text"], problem)
+        elif "prompt" not in rows:
+            raise DataError(
+                f"messages: this adapter was trained on {' and '.join(self.column_sets[problem.problem_type])} and "
+                "continues prompts. Expected a column prompt; take messages out of the rows"
+            )
         else:
             return encode_prompts(rows["prompt"], problem)
         return (

@@ -16,7 +16,8 @@ from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Features, Parts, Problem, Rows, Task
 from lora_ft.tasks.parts import tagged
 from lora_ft.tasks.parts import tags as bio
-from lora_ft.tasks.parts.windows import WINDOW_FIELDS, Window, cut_windows, pad_right, place_words, window_settings
+from lora_ft.tasks.parts.label_names import label_fields
+from lora_ft.tasks.parts.windows import WINDOW_FIELDS, Window, cut_windows, pad_windows, place_words, window_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 TOKENS, SPANS = tagged.TOKENS, tagged.SPANS
 IGNORED = -100
 PROBE_TOKENS = 8
+SHORTEST = 8
+"""The least `max_length` in which windows of a text move on, whatever the special tokens."""
 
 
 class TokenClassification(Task):
@@ -50,6 +53,7 @@ class TokenClassification(Task):
     }
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = {**WINDOW_FIELDS, "label_all_tokens": (bool,)}
     smooths_labels: ClassVar[bool] = True
+    least_tokens: ClassVar[int] = SHORTEST
     starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-cased", "data/train.jsonl")
 
     def vocabulary(self, rows: Iterable[Mapping[str, Any]], *, given: Sequence[str] | None) -> tuple[str, ...]:
@@ -87,12 +91,7 @@ class TokenClassification(Task):
 
     def model_config(self, problem: Problem) -> dict[str, Any]:
         """See `Task.model_config`."""
-        id2label = dict(enumerate(problem.labels))
-        return {
-            "num_labels": len(id2label),
-            "id2label": id2label,
-            "label2id": {label: index for index, label in id2label.items()},
-        }
+        return label_fields(problem.labels)
 
     def encode(self, rows: Rows, problem: Problem, *, training: bool = False) -> Features:
         """See `Task.encode`. A row longer than `max_length` tokens makes several features, and nothing is cut off.
@@ -135,7 +134,7 @@ class TokenClassification(Task):
         import torch
 
         def collate(features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-            batch = pad_right(features, problem)
+            batch = pad_windows(features, problem)
             if "labels" in features[0]:
                 width = batch["input_ids"].shape[1]
                 padded = [[*row["labels"], *[IGNORED] * (width - len(row["labels"]))] for row in features]

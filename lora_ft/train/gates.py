@@ -126,17 +126,29 @@ class GradientGate(transformers.TrainerCallback):  # type: ignore[misc]
 
     A missing gradient stops the run at the first step. A gradient of zeros is allowed while zero-initialised factors
     hide it (`lora_A` has none until `lora_B` has moved); two steps with a learning rate above zero later every
-    tensor must have had a gradient that is not all zero.
+    tensor must have had a gradient that is not all zero. Steps that cannot teach every tensor do not count.
+
+    Attributes:
+        passes_over_next: Whether the next step is no proof, as its batches lack what a part of the loss is about:
+            without any object, boxes get no gradient, nor does what RT-DETR learns of noisy boxes.
     """
 
     def __init__(self) -> None:
+        self.passes_over_next = False
         self._silent: set[str] | None = None
         self._moved_steps = 0
 
+    @property
+    def watches(self) -> bool:
+        """Whether there are tensors left that had no gradient yet."""
+        return self._silent is None or bool(self._silent)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         """Looks at the gradients of one step."""
-        if args.deepspeed or args.fsdp or (self._silent is not None and not self._silent):
+        if args.deepspeed or args.fsdp or not self.watches:
             return  # sharded gradients are not whole on any one process
+        if self.passes_over_next:
+            return
         trainable = {name: p for name, p in context["model"].named_parameters() if p.requires_grad}
         if self._silent is None:
             missing = [name for name, tensor in trainable.items() if tensor.grad is None]

@@ -81,8 +81,6 @@ def measure(
         arguments: For the batch size, the workers, and which process this is.
         advance: Called with the number of features done here.
     """
-    # the losses of DETR's family wait for all processes at every batch, and the processes have not equally many
-    wants_loss = task.exact_accumulation or arguments.world_size == 1
     mine = answer(
         model,
         split.features,
@@ -91,7 +89,7 @@ def measure(
         precision=precision,
         batch_size=arguments.eval_batch_size,
         share=(arguments.process_index, arguments.world_size),
-        measure_loss=wants_loss,
+        measure_loss=True,
         workers=arguments.dataloader_num_workers if task.lazy else 0,
         advance=advance,
     )

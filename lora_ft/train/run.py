@@ -15,6 +15,7 @@ from lora_ft.adapters.attach import trainable_report
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.adapters.target import check_target
 from lora_ft.assemble.encode import references_of
+from lora_ft.assemble.examined_short import examined_in_short
 from lora_ft.assemble.fresh import FreshAdapter, build
 from lora_ft.assemble.prepare import Prepared, label_column, prepare
 from lora_ft.errors import Interrupted, RunError
@@ -73,6 +74,7 @@ class TrainResult:
         learned: Whether the adapter beats the baseline on validation; None without such a split.
         main_metric: The metric that picked the best model.
         seconds: Wall time of the training loop, evaluations included.
+        example: A word to try `lora-ft predict` with.
     """
 
     folder: Path
@@ -82,6 +84,7 @@ class TrainResult:
     learned: bool | None
     main_metric: str
     seconds: float
+    example: str
 
 
 def train(recipe: Recipe, options: RunOptions) -> TrainResult:
@@ -106,7 +109,8 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     arguments, precision = training_arguments(prepared)
     check_world_size(options.asked_world_size, arguments.world_size)
     make_run_folder(recipe)
-    for line in (*prepared.report.lines(), *truncation_lines(prepared)):
+    looked_at = examined_in_short(prepared) if arguments.process_index == 0 else []
+    for line in (*prepared.report.lines(), *truncation_lines(prepared), *looked_at):
         logger.info("%s", line)
     fresh = build(prepared, precision=precision, total_steps=planned_steps(arguments, len(prepared.features["train"])))
     report = trainable_report(fresh.model)
@@ -122,7 +126,6 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     baseline = Baseline.of(trainer)
     takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose
     silent = frozenset() if takes_ranks_away else zero_tensors(fresh.model.named_parameters())
-
     if arguments.should_save:
         begin_run_folder(recipe, resumed=checkpoint is not None)
     seconds = fit(trainer, interrupt, checkpoint=checkpoint)
@@ -154,7 +157,10 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
             overwrite=options.overwrite,
         )
     trainer.accelerator.wait_for_everyone()
-    return TrainResult(folder, manifest, metrics, baseline.metrics, learned, main_metric.removeprefix("eval_"), seconds)
+    return TrainResult(
+        folder, manifest, metrics, baseline.metrics, learned, main_metric.removeprefix("eval_"), seconds,
+        example=prepared.task.example_word(prepared.problem),
+    )  # fmt: skip
 
 
 def fit(trainer: AdapterTrainer, interrupt: InterruptCallback, *, checkpoint: Path | None) -> float:

@@ -15,7 +15,7 @@ from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
 from lora_ft.data.encode import LazySplit
 from lora_ft.models.precision import Precision
-from lora_ft.train.gates import check_finite
+from lora_ft.train.gates import GradientGate, check_finite
 from lora_ft.train.measure import Split, measure
 
 FINITE_CHECK_STEPS = 10
@@ -91,6 +91,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.precision = precision
         self.splits = splits
         self.class_weight = class_weight
+        self._gates = [one for one in self.callback_handler.callbacks if isinstance(one, GradientGate)]
         self._finite = torch.ones((), dtype=torch.bool, device=self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
@@ -127,10 +128,13 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """What the losses of all accumulated batches on all processes are averaged over."""
-        items = torch.tensor(sum(self.prepared.task.items(batch) for batch in batch_samples), device=device)
+        totals = torch.stack([self.prepared.task.totals(batch) for batch in batch_samples]).sum(0).to(device)
         if self.args.world_size > 1:
-            items = self.accelerator.gather(items.reshape(1)).sum()
-        return items
+            totals = self.accelerator.reduce(totals, reduction="sum")
+        for gate in self._gates:
+            if gate.watches:  # afterwards nobody has to wait for the accelerator here
+                gate.passes_over_next = not bool(totals.all())
+        return totals
 
     def compute_loss(
         self,
@@ -146,7 +150,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             outputs,
             inputs,
             problem,
-            items=task.items(inputs) if num_items_in_batch is None else num_items_in_batch,
+            items=task.totals(inputs) if num_items_in_batch is None else num_items_in_batch,
             class_weight=self.class_weight,
             label_smoothing=self.args.label_smoothing_factor,
         )

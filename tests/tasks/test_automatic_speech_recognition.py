@@ -114,9 +114,14 @@ def test_bad_rows_are_refused_by_number_or_left_out_and_counted(bases: dict[str,
     file = write_recipe(tmp_path, bases["hubert"], NAME)
     write_words(tmp_path / "data", "train", [*TEXTS, "yes", "no"])
     (tmp_path / "data" / "train" / "1.wav").write_text("no sound")
+    cut = tmp_path / "data" / "train" / "3.wav"
+    cut.write_bytes(cut.read_bytes()[:4_000])
     table = (tmp_path / "data" / "train.csv").read_text().replace("train/4.wav,yes", "train/4.wav,...")
     (tmp_path / "data" / "train.csv").write_text(table)
-    with pytest.raises(DataError, match=r"(?s)row 3: audio: .*no sound that libsndfile.*row 6: text: '\.\.\.' has no"):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)row 3: audio: .*no sound that libsndfile.*row 5: audio: .*breaks off.*row 6: text: '\.\.\.' has",
+    ):
         train(read(file), RunOptions())
     skipping = read(file, "dataset.on_bad_row=skip", "training_args.max_steps=1")
     result = train(skipping, RunOptions())

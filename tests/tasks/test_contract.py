@@ -17,7 +17,7 @@ from lora_ft.adapters.attach import attach
 from lora_ft.assemble.answer import answer, join_rows
 from lora_ft.assemble.encode import encode_rows, references_of
 from lora_ft.assemble.prepare import base_config, label_column
-from lora_ft.models.load import load_base, load_processor
+from lora_ft.models.load import Base, load_base, load_processor
 from lora_ft.models.precision import plan_precision
 from lora_ft.models.resolve import resolve_base
 from lora_ft.tasks.base import Problem, Task, load_task, task_names
@@ -40,6 +40,24 @@ BASE_OF = {
 WITH_OWN_HEAD = ("AutoModelForMaskedLM", "AutoModelForCausalLM")
 PEFT = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 HEART_STEPS = 200
+VARIED = {
+    "horizontal_flip": 0.5,
+    "vertical_flip": 0.5,
+    "color_jitter": 0.4,
+    "crop": [0.5, 0.9],
+    "random_resized_crop": [0.5, 0.9],
+    "rand_augment": [2, 9],
+    "mixup_alpha": 0.4,
+    "cutmix_alpha": 1.0,
+    "speed": [0.8, 1.2],
+    "noise_snr_db": [10, 30],
+    "gain_db": [-6, 6],
+    "mask_time_prob": 0.1,
+    "mask_time_length": 2,
+    "mask_feature_prob": 0.1,
+    "mask_feature_length": 2,
+}
+"""A value for every key of every task's `augmentation` that surely changes a picture or a sound."""
 FP32 = plan_precision(device="cpu", dtype="float32")
 
 
@@ -56,14 +74,18 @@ class Built:
         self.problem = Problem(kind, self._labels(), processor, settings)
         self.features = encode_rows(self.rows, task=task, problem=self.problem, training=True)
         self.count = len(self.features)
-        transformers.set_seed(0)
-        loaded = load_base(
-            folder, auto_class=task.model_class(kind), head=task.head, config=task.model_config(self.problem),
-            precision=FP32, quantization_config=None, dropout=0.0, attn_implementation=None, dtype=None,
-            trust_remote_code=False,
-        )  # fmt: skip
+        self.folder = folder
+        loaded = self.base()
         self.head = loaded.head
         self.model = attach(loaded.model, PEFT, task_type=task.peft_task_type, head=loaded.head)
+
+    def base(self) -> Base:
+        transformers.set_seed(0)
+        return load_base(
+            self.folder, auto_class=self.task.model_class(self.kind), head=self.task.head,
+            config=self.task.model_config(self.problem), precision=FP32, quantization_config=None, dropout=0.0,
+            attn_implementation=None, dtype=None, trust_remote_code=False,
+        )  # fmt: skip
 
     def _labels(self) -> tuple[str, ...]:
         if not label_column(self.task):
@@ -143,12 +165,11 @@ def test_only_adapter_and_head_get_gradients(built: Built) -> None:
 
 
 def test_several_small_batches_give_the_gradients_of_one_large_one(built: Built) -> None:
-    if not built.task.exact_accumulation:
-        pytest.skip("the loss of this family is normalised within each batch")
     singles = [built.batch([index]) for index in range(built.count)]
     whole = built.batch()
     assert sum(built.task.items(one) for one in singles) == built.task.items(whole)
-    items = built.task.items(whole)
+    items = built.task.totals(whole)
+    assert torch.equal(sum(built.task.totals(one) for one in singles), items)
     built.loss(whole, items).backward()
     expected = built.gradients()
     for single in singles:
@@ -215,9 +236,59 @@ def test_what_is_random_follows_from_the_seed_alone(built: Built) -> None:
         ), name
 
 
-def test_features_are_made_without_augmentation_outside_of_training(built: Built) -> None:
-    wild = replace(built.problem, augmentation=dict.fromkeys(built.task.augmentation_fields))
-    encode_rows(built.rows, task=built.task, problem=wild)[0]  # None would be refused if it were looked at
+def same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> bool:
+    """Whether two lists of features are equal, value by value."""
+    return len(one) == len(other) and all(
+        set(a) == set(b) and all(np.array_equal(np.asarray(a[name]), np.asarray(b[name])) for name in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.fixture
+def varying(built: Built) -> Problem:
+    """The problem of a task that varies its training rows, with all that can be varied."""
+    if not built.task.augmentation_fields:
+        pytest.skip("nothing is varied in this task")
+    wild = {name: VARIED[name] for name in built.task.augmentation_fields}
+    return replace(built.problem, augmentation=wild, seed=3)
+
+
+def test_a_varied_row_follows_from_seed_epoch_and_row_alone(built: Built, varying: Problem) -> None:
+    def read(*, order: Sequence[int], workers: int = 0, epoch: int = 1, seed: int = 3) -> list[dict[str, Any]]:
+        problem = replace(varying, seed=seed)
+        features: Any = encode_rows(built.rows, task=built.task, problem=problem, training=True)
+        features.set_epoch(epoch)
+        loader: Any = torch.utils.data.DataLoader(features, sampler=order, collate_fn=list, num_workers=workers)
+        return sorted((row for (row,) in loader), key=lambda row: row["row"])
+
+    forth, back = range(built.count), range(built.count - 1, -1, -1)
+    first = read(order=forth)
+    assert same(first, read(order=forth))
+    assert same(first, read(order=back))
+    assert same(first, read(order=back, workers=2))
+    assert not same(first, read(order=forth, epoch=2))
+    assert not same(first, read(order=forth, seed=4))
+
+
+def test_every_row_is_varied_in_training(built: Built, varying: Problem) -> None:
+    plain = encode_rows(built.rows, task=built.task, problem=built.problem, training=True)
+    varied = encode_rows(built.rows, task=built.task, problem=varying, training=True)
+    for row in range(built.count):
+        assert not same([plain[row]], [varied[row]]), row
+
+
+def test_nothing_is_varied_outside_of_training(built: Built, varying: Problem) -> None:
+    plain = [encode_rows(built.rows, task=built.task, problem=built.problem)[row] for row in range(built.count)]
+    measured = [encode_rows(built.rows, task=built.task, problem=varying)[row] for row in range(built.count)]
+    assert same(plain, measured)
+    for row in range(built.count):  # also where the task itself has to see to it
+        bare, wild = (built.task.encode(built.rows[row : row + 1], one) for one in (built.problem, varying))
+        assert same([bare], [wild]), row
+    batches = [built.task.collator(problem)(plain) for problem in (built.problem, varying)]
+    assert same(batches[:1], batches[1:])
+    built.model.eval()
+    with torch.no_grad():
+        assert torch.equal(*(built.probe(batch) for batch in batches))
 
 
 def test_the_facts_of_a_task_name_its_columns_and_metrics(built: Built) -> None:

@@ -55,6 +55,26 @@ def features_of(texts: list[str], one: Problem, *, training: bool = False) -> li
     return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
+def test_the_ordinary_tokens_of_a_tokenizer_are_sorted_out_once_and_not_for_each_batch() -> None:
+    class Counting(type(tiny_tokenizer())):  # type: ignore[misc]
+        asked = 0
+
+        @property
+        def all_special_ids(self) -> list[int]:
+            Counting.asked += 1
+            return super().all_special_ids  # type: ignore[no-any-return]
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.__class__ = Counting
+    one = problem(tokenizer)
+    features = features_of(["a book is good and nice ."], one, training=True)
+    collate = TASK.collator(one, training=True)
+    before = Counting.asked
+    for _ in range(3):
+        collate(features)
+    assert Counting.asked == before
+
+
 def test_texts_flow_through_chunks_with_separators_and_no_token_is_lost() -> None:
     one = problem(max_length=8)
     texts = ["a book is good and nice .", "", "my pan broke ."]

@@ -186,6 +186,23 @@ def test_each_kind_of_head_is_saved_and_loaded_also_on_four_bits(kind: str, bits
     assert len(adapter.manifest.head) >= 2
 
 
+@pytest.mark.parametrize("kind", ["rt_detr", "yolos"])
+def test_pictures_without_objects_may_come_first(kind: str, tmp_path: Path) -> None:
+    base, file = make_base(tmp_path / "base", kind), write_coco(tmp_path / "train")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] == 3]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    read = recipe(
+        tmp_path, base, TASK.name,
+        dataset={"data_files": {"train": str(file)}},
+        training_args={
+            "num_train_epochs": 4, "per_device_train_batch_size": 1, "train_sampling_strategy": "sequential",
+            "learning_rate": 1e-3,
+        },
+    )  # fmt: skip
+    assert train(read, RunOptions()).manifest is not None
+
+
 def test_a_box_outside_of_its_image_stops_the_run_or_is_left_out_and_counted(tmp_path: Path) -> None:
     base, file = make_base(tmp_path / "base", "yolos"), write_coco(tmp_path / "train")
     content = json.loads(file.read_text(encoding="utf-8"))

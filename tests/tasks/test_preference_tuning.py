@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
 from lora_ft.adapters.attach import attach
+from lora_ft.assemble.prepare import prepare
 from lora_ft.assemble.saved import OpenOptions, open_adapter
 from lora_ft.errors import DataError, InputError
 from lora_ft.serve.predict import predict
@@ -17,6 +19,8 @@ from lora_ft.tasks.base import Problem, load_task
 from lora_ft.tasks.parts.preferences import LOSSES, pair_batch, pairs_of
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
+from tests.tasks.parts import chat_templates as templates
+from tests.tasks.parts.tokenizers_of import byte_tokenizer
 from tests.toy import read
 
 TASK = load_task("preference-tuning")
@@ -157,3 +161,88 @@ def test_equal_and_empty_answers_are_named(base: Path, tmp_path: Path) -> None:
         train(read(write_recipe(tmp_path, base, rows)), RunOptions())
     assert "chosen: it is empty" in str(caught.value)
     assert "the same as chosen" in str(caught.value)
+
+
+# Chats
+
+ASKED = [{"role": "user", "content": "Hi"}]
+KIND, RUDE = ([*ASKED, {"role": "assistant", "content": text}] for text in ("Hello!", "Go."))
+
+
+def chat_problem(**given: Any) -> Problem:
+    processor = byte_tokenizer()
+    given = {"max_length": 200, "chat_template": templates.CHATML, **given}
+    return Problem(
+        "chat", (), processor, TASK.settings(given, base_config={}, processor=processor, problem_type="chat")
+    )
+
+
+def sides(rows: dict[str, Any], one: Problem) -> dict[str, tuple[str, str]]:
+    """What each side reads, and what of it is learned, as texts."""
+    features = TASK.encode(rows, one)
+    found = {}
+    for side in ("chosen", "rejected"):
+        ids, labels = features[f"{side}_ids"][0], features[f"{side}_labels"][0]
+        kept = [token for token, label in zip(ids, labels, strict=True) if label == token]
+        assert labels[-len(kept) :] == kept
+        found[side] = one.processor.decode(ids), one.processor.decode(kept)
+    return found
+
+
+def test_of_two_chats_the_last_answers_are_learned_with_their_end_of_turn() -> None:
+    before = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    expected = {
+        "chosen": (f"{before}Hello!<|im_end|>", "Hello!<|im_end|>"),
+        "rejected": (f"{before}Go.<|im_end|>", "Go.<|im_end|>"),
+    }
+    assert sides({"chosen_messages": [KIND], "rejected_messages": [RUDE]}, chat_problem()) == expected
+    apart = {"prompt_messages": [ASKED], "chosen_messages": [KIND[1:]], "rejected_messages": [RUDE[1:]]}
+    assert sides(apart, chat_problem()) == expected
+    repeated = {**apart, "chosen_messages": [KIND], "rejected_messages": [RUDE]}
+    assert sides(repeated, chat_problem()) == expected
+
+
+def test_a_chat_model_is_asked_by_the_template_that_it_learned_with() -> None:
+    one = chat_problem()
+    (asked,) = TASK.encode({"prompt": ["Hi"]}, one)["input_ids"]
+    assert one.processor.decode(asked) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert TASK.encode({"prompt_messages": [ASKED]}, one)["input_ids"] == [asked]
+
+
+def test_both_sides_of_a_long_chat_lose_the_same_old_exchanges() -> None:
+    old = [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "y"}]
+    long = [*RUDE[:-1], {"role": "assistant", "content": "z" * 100}]
+    rows = {"chosen_messages": [[*old, *KIND]], "rejected_messages": [[*old, *long]]}
+    found = sides(rows, chat_problem())
+    assert found["chosen"][0] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"
+    assert TASK.encode(rows, chat_problem())["truncated"] == [True]
+
+
+def test_chats_that_cannot_be_compared_are_named() -> None:
+    def fault(chosen: Any, rejected: Any, **more: Any) -> str:
+        return str(TASK.fault({"chosen_messages": chosen, "rejected_messages": rejected, **more}, labels=()))
+
+    assert fault(KIND, RUDE) == "None"
+    assert fault(KIND, KIND).startswith("rejected_messages: the same as chosen_messages")
+    assert fault(ASKED, RUDE).startswith("chosen_messages: the last turn is empty, or not the assistant's")
+    other = [{"role": "user", "content": "Ho"}, RUDE[1]]
+    assert fault(KIND, other).startswith("rejected_messages: its turns before the last are not those of chosen")
+    refused = [{"role": "system", "content": "x"}, *KIND]
+    row = {"chosen_messages": refused, "rejected_messages": [refused[0], *RUDE]}
+    assert str(TASK.misfit(row, chat_problem(chat_template=templates.MISTRAL))).startswith("chosen_messages: the chat")
+
+
+def test_hub_preferences_are_learned_as_chats_and_refused_as_texts_with_the_way_out(base: Path, tmp_path: Path) -> None:
+    """As in HuggingFaceH4/ultrafeedback_binarized: prompt is a text, chosen and rejected are whole chats."""
+    chats = TASK.example_rows("chat")
+    rows = {"prompt": chats["prompt"], "chosen": chats["chosen_messages"], "rejected": chats["rejected_messages"]}
+    file = write_recipe(tmp_path, base, rows)
+    with pytest.raises(
+        DataError, match=r"chosen is a chat .* expected a text; `lora-ft tasks` names columns for chats"
+    ):
+        prepare(read(file))
+    prepared = prepare(
+        read(file, "dataset.columns.chosen_messages=chosen", "dataset.columns.rejected_messages=rejected")
+    )
+    assert prepared.problem.problem_type == "chat"
+    assert set(prepared.rows["train"].column_names) == {"chosen_messages", "rejected_messages"}

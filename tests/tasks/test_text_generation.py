@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lora_ft.assemble.prepare import prepare
 from lora_ft.assemble.saved import OpenOptions, SavedAdapter, open_adapter
 from lora_ft.errors import DataError, InputError
 from lora_ft.evaluate.compare import compare, rows_of_recipe
@@ -213,9 +214,25 @@ def test_settings_that_cannot_be_meant_are_refused(kind: str, given: dict[str, A
 def test_sampling_settings_without_sampling_are_refused_before_a_model_is_loaded() -> None:
     with pytest.raises(InputError, match=r"generation_config\.temperature = 0.7: it has no effect without sampling"):
         features_of({"text": ["a b"]}, problem("text", generation={"temperature": 0.7}))
-    check_generation({"temperature": 0.7, "do_sample": True})
+    check_generation(problem("text", generation={"temperature": 0.7, "do_sample": True}))
     with pytest.raises(InputError, match=r"generation_config\.num_beams = 0"):
-        check_generation({"num_beams": 0})
+        check_generation(problem("text", generation={"num_beams": 0}))
+
+
+@pytest.mark.parametrize("name", ["text-generation", "preference-tuning", "text2text-generation"])
+def test_more_new_tokens_than_the_base_has_positions_are_refused_before_a_model_is_loaded(name: str) -> None:
+    task, processor = load_task(name), byte_tokenizer()
+    config = {"max_position_embeddings": 64, "model_type": "llama", "decoder_start_token_id": 0}
+    kind = {"text-generation": "completion"}.get(name, next(iter(task.metrics)))
+    settings = task.settings({"max_length": 32}, base_config=config, processor=processor, problem_type=kind)
+    rows = task.example_rows(kind)
+    task.encode(rows, Problem(kind, (), processor, settings, {"max_new_tokens": 63}))
+    with pytest.raises(InputError, match=r"^generation_config\.max_new_tokens = 64: the base has 64 positions"):
+        task.encode(rows, Problem(kind, (), processor, settings, {"max_new_tokens": 64}))
+    unknown = task.settings(
+        {"max_length": 32}, base_config={"decoder_start_token_id": 0}, processor=processor, problem_type=kind
+    )
+    task.encode(rows, Problem(kind, (), processor, unknown, {"max_new_tokens": 10**6}))
 
 
 # Packing
@@ -322,6 +339,30 @@ def test_a_chat_adapter_answers_what_it_learned_and_evaluates_as_it_trained(chat
     compared = compare(chat_adapter, split_rows, split=split, resamples=20)
     assert compared.adapter["perplexity"] == pytest.approx(chat_adapter.manifest.metrics["validation"]["perplexity"])
     assert compared.base["perplexity"] > compared.adapter["perplexity"]
+
+
+def test_rows_with_a_prompt_beside_their_messages_are_chats(chat_adapter: SavedAdapter, tmp_path: Path) -> None:
+    """As in HuggingFaceH4/ultrachat_200k: prompt, prompt_id, messages."""
+    rows = TASK.example_rows("chat")
+    columns = {"prompt": rows["prompt"], "prompt_id": ["a", "b", "c", "d"], "messages": rows["messages"]}
+    whole = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    prepared = prepare(read(write_recipe(tmp_path, whole, processor={"max_length": 48})))
+    assert prepared.problem.problem_type == "chat"
+    assert prepared.rows["train"].column_names == ["messages"]
+    measured = list(predict(chat_adapter, whole))
+    assert [row["tokens"] for row in measured] == [8, 6, 6, 7]
+    asked = [{**row, "messages": row["messages"][:1]} for row in whole]
+    answers = [row["generated_text"] for row in predict(chat_adapter, asked)]
+    assert answers == [chat[1]["content"] for chat in rows["messages"]]
+
+
+def test_chats_alone_are_refused_by_an_adapter_that_continues_prompts(chat_adapter: SavedAdapter) -> None:
+    chats = {"messages": TASK.example_rows("chat")["messages"]}
+    completing = Problem("completion", (), chat_adapter.processor, chat_adapter.problem.settings)
+    with pytest.raises(DataError, match=r"^messages: this adapter was trained on prompt and completion and continues"):
+        TASK.encode(chats, completing)
+    prompts = {"prompt": TASK.example_rows("chat")["prompt"]}
+    assert TASK.encode({**prompts, **chats}, completing) == TASK.encode(prompts, completing)
 
 
 def test_the_template_of_the_recipe_lies_beside_the_adapter(chat_adapter: SavedAdapter) -> None:

@@ -71,6 +71,25 @@ def test_a_gradient_that_stays_zero_stops_the_run() -> None:
             step(gate, model, optimizer)
 
 
+def test_steps_that_cannot_teach_every_tensor_are_no_proof() -> None:
+    class Seldom(Pair):
+        taught = False
+
+        def forward(self) -> torch.Tensor:
+            return (self.lora_A * self.lora_B).sum() if self.taught else self.lora_B.sum()
+
+    model, gate = Seldom(), GradientGate()
+    optimizer = torch.optim.SGD([model.lora_A, model.lora_B], lr=0.1)
+    gate.passes_over_next = True
+    for _ in range(5):
+        step(gate, model, optimizer)
+    gate.passes_over_next, model.taught = False, True
+    step(gate, model, optimizer)
+    model.taught, gate = False, GradientGate()
+    with pytest.raises(GateError, match="lora_A"):
+        step(gate, model, optimizer)
+
+
 @pytest.mark.parametrize("labels", [[-100, -100], [[-100, -100], [-100, -100]]])
 def test_all_labels_masked_stops_the_run(labels: list[Any]) -> None:
     with pytest.raises(GateError, match="masked"):

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.bases import make_base
+from tests.tasks.painted import recipe as painted_recipe
+from tests.tasks.painted import write_coco
 from tests.toy import write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +26,8 @@ def launch(recipe: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
 
 
-def losses(run: Path) -> list[float]:
-    (state,) = run.glob("checkpoint-32/trainer_state.json")
+def losses(run: Path, *, steps: int = 32) -> list[float]:
+    (state,) = run.glob(f"checkpoint-{steps}/trainer_state.json")
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
 
@@ -45,6 +48,41 @@ def test_two_processes_with_half_the_batch_follow_the_curve_of_one(tmp_path: Pat
         assert second[name] == pytest.approx(tensor, abs=1e-3), name
     manifest = json.loads((tmp_path / "two" / "run" / "adapter" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["run"]["world_size"] == 2
+
+
+def test_boxes_on_two_processes_teach_as_on_one_also_where_one_has_more_of_them(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "yolos")
+    for folder, images in (("train", 4), ("dev", 3)):
+        file = write_coco(tmp_path / folder)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["images"] = content["images"][:images]
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] < images]
+        file.write_text(json.dumps(content), encoding="utf-8")
+    weights, curves = [], []
+    files = {split: str(tmp_path / name / "boxes.json") for split, name in (("train", "train"), ("validation", "dev"))}
+    for name, size, launcher in (
+        ("one", 4, ()),
+        ("two", 2, ("-m", "accelerate.commands.launch", "--config_file", str(CPU))),
+    ):
+        (tmp_path / name).mkdir()
+        painted_recipe(
+            tmp_path / name, base, "object-detection",
+            dataset={"data_files": files},
+            training_args={
+                # plain gradient descent: Adam and clipping would hide a gradient of the wrong size
+                "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 1e-3, "per_device_train_batch_size": size,
+                "num_train_epochs": 6, "logging_steps": 1, "save_strategy": "epoch", "eval_strategy": "epoch",
+                "per_device_eval_batch_size": 1, "metric_for_best_model": "loss", "greater_is_better": False,
+            },
+        )  # fmt: skip
+        done = launch(tmp_path / name / "recipe.yaml", *launcher)
+        assert done.returncode == 0, done.stderr
+        curves.append(losses(tmp_path / name / "run", steps=6))
+        weights.append(load_file(tmp_path / name / "run" / "adapter" / "adapter_model.safetensors"))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    one, two = weights
+    for key, tensor in one.items():
+        assert two[key] == pytest.approx(tensor, abs=1e-5), key
 
 
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_noticed(tmp_path: Path, tiny_bert: Path) -> None:

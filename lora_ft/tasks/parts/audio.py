@@ -27,6 +27,9 @@ AUDIO_FIELDS: Mapping[str, FieldTypes] = {
 """The keys of the `processor` section that every task on sounds understands; lengths in seconds."""
 
 DEFAULT_MIN_LENGTH_S = 0.1
+OGG_PAGE, LARGEST_OGG_PAGE = b"OggS", 65_307
+UNKNOWN_SAMPLES = 1 << 62  # libsndfile's word for a FLAC header without a length
+STREAMED_BYTES = 0x7FFF_0000  # from here on a WAV header says nothing: its writer did not know when it would end
 FBANK_WINDOW, FBANK_HOP = 400, 160  # samples of a frame of AST's filter bank, and from one frame to the next
 
 
@@ -104,12 +107,20 @@ def sound_length_s(value: Mapping[str, Any]) -> float:
 
 
 def sound_fault(value: Mapping[str, Any]) -> str | None:
-    """Why a sound cannot be used; None if it can. Reads the header alone: decoding a corpus takes hours."""
+    """Why a sound cannot be used; None if it can.
+
+    Reads header and end alone, less than a millisecond a file: decoding a corpus takes hours.
+    """
     try:
-        seconds = sound_length_s(value)
+        with _opened(value) as sound:
+            samples, broken = int(sound.frames), _breaks_off(value, sound)
     except DataError as error:
         return str(error)
-    return None if seconds > 0 else f"{name_of(value)}: it is empty, 0 samples"
+    if samples >= UNKNOWN_SAMPLES:
+        return f"{name_of(value)}: its header does not say how long it is. Write it anew, to a file and not to a pipe"
+    if broken:
+        return f"{name_of(value)}: it breaks off: {broken}. Fetch it anew"
+    return None if samples else f"{name_of(value)}: it is empty, 0 samples"
 
 
 def length_misfit(value: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
@@ -185,6 +196,41 @@ def _opened(value: Mapping[str, Any]) -> Iterator[Any]:
             raise DataError(f"{path}: there is no such file") from error
         reason = str(error).rpartition(": ")[2].rstrip(".")
         raise DataError(f"{name_of(value)}: no sound that libsndfile can read (wav, flac, ogg): {reason}") from error
+
+
+def _breaks_off(value: Mapping[str, Any], sound: Any) -> str | None:
+    """What the end of a sound lacks; None if it is whole.
+
+    A copy that was cut off has a perfect header; of WAV and OGG, libsndfile then just makes a shorter sound.
+    """
+    soundfile = _library("soundfile")
+    head, end, size = _edges(value)
+    if sound.format == "FLAC" and sound.frames:
+        try:
+            sound.seek(sound.frames - 1)
+            whole = len(sound.read(1)) == 1
+        except soundfile.SoundFileError:
+            whole = False
+        return None if whole else f"its header says {sound.frames:,} samples, the last cannot be read"
+    if head[:4] == b"RIFF":
+        said = int.from_bytes(head[4:8], "little") + 8
+        return f"its header says {said:,} bytes, it has {size:,}" if size < said < STREAMED_BYTES else None
+    if head[:4] == OGG_PAGE:
+        # RFC 3533, section 6: capture pattern, version 0, type (4: the last page), ... at 26 how many lengths follow
+        page = end[end.rfind(OGG_PAGE + b"\0") :]
+        long = sum([27, *page[26 : 27 + page[26]]]) if len(page) > 26 else len(page) + 1
+        return None if page[5] & 4 and long <= len(page) else "it has no last page (an end of the stream)"
+    return None
+
+
+def _edges(value: Mapping[str, Any]) -> tuple[bytes, bytes, int]:
+    """The first bytes of a sound, enough of the last ones for a page of OGG, and how many bytes it has."""
+    data = value.get("bytes")
+    with io.BytesIO(data) if data is not None else Path(str(value["path"])).open("rb") as stream:
+        head = stream.read(8)
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(max(0, size - LARGEST_OGG_PAGE))
+        return head, stream.read(), size
 
 
 def name_of(value: Mapping[str, Any]) -> str:

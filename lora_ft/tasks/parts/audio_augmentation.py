@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import FieldTypes
+from lora_ft.tasks.parts.ranges import pair_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +68,7 @@ class Augmentation:
         given = {one.name: section[one.name] for one in fields(cls) if section.get(one.name) is not None}
         for key, (what, (least, most)) in RANGES.items():
             if key in given:
-                pair = _pair(given[key])
+                pair = pair_of(given[key])
                 if pair is None or not least <= pair[0] <= pair[1] <= most:
                     raise InputError(f"augmentation.{key} = {given[key]}: expected {what}")
                 given[key] = pair
@@ -163,10 +164,3 @@ def mask_spectrogram(
             masked = masked.copy() if masked is spectrogram else masked
             np.moveaxis(masked, axis, 0)[start : start + span] = 0.0
     return masked
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    """Two numbers, or None where it is something else."""
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(one, int | float) for one in value):
-        return float(value[0]), float(value[1])
-    return None

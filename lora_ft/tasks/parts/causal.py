@@ -73,7 +73,7 @@ def encode_chats(rows: Rows, problem: Problem, *, training: bool) -> Features:
     for row, chat in enumerate(_chats(rows)):
         messages = up_to_last_answer(chat) if training else chat
         answered = messages[-1]["role"] == ASSISTANT
-        kept = _fitting(messages, template, problem)
+        kept = fitting(messages, template, problem)
         shortened = len(kept) < len(messages)
         for rendered in template.answered(kept) if answered else ():
             ids, supervised = _answered_chat(rendered, processor)
@@ -215,8 +215,14 @@ def _chats(rows: Rows) -> list[list[Message]]:
     return [[{"role": "user", "content": prompt}] for prompt in rows["prompt"]]
 
 
-def _fitting(messages: list[Message], template: ChatTemplate, problem: Problem) -> list[Message]:
-    """A chat without its oldest exchanges, as many as must go for the rest to fit; the system's turn stays."""
+def fitting(messages: list[Message], template: ChatTemplate, problem: Problem) -> list[Message]:
+    """A chat without its oldest exchanges, as many as must go for the rest to fit; the system's turn stays.
+
+    Args:
+        messages: The turns.
+        template: The chat template.
+        problem: Its tokenizer and `max_length`.
+    """
     size = problem.settings["max_length"]
     while True:
         asking = messages[-1]["role"] != ASSISTANT

@@ -10,6 +10,7 @@ more with other words in its place; and what the template writes behind it is wh
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -178,6 +179,33 @@ def template_of(settings: Mapping[str, Any], processor: Any) -> ChatTemplate:
     values = {**processor.special_tokens_map, **settings.get("chat_template_kwargs", {})}
     special = tuple(token for token in processor.get_added_vocab() if token.strip())
     return ChatTemplate(str(source), values, special)
+
+
+def with_template(processor: Any, given: Mapping[str, Any]) -> Any:
+    """A tokenizer with the template that the recipe gives, so that it lies beside the adapter; else as it is.
+
+    Args:
+        processor: The tokenizer of the base.
+        given: The recipe's `processor` section.
+    """
+    if "chat_template" not in given:
+        return processor
+    own = copy.copy(processor)
+    own.chat_template = read_template(given["chat_template"])
+    return own
+
+
+def chat_settings(settings: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+    """The settings of a task on chats, a template that the recipe gives as text.
+
+    Raises:
+        InputError: There is no template, or it is no Jinja.
+    """
+    found = dict(settings)
+    if "chat_template" in settings:
+        found["chat_template"] = read_template(settings["chat_template"])
+    template_of(found, processor)
+    return found
 
 
 def read_template(given: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.tasks.base import Problem
+from lora_ft.tasks.parts.label_names import label_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,13 +38,7 @@ def classification_config(problem: Problem) -> dict[str, Any]:
     """The config fields that labels decide; a regression has one output."""
     if problem.problem_type == REGRESSION:
         return {"num_labels": 1, "problem_type": REGRESSION}
-    id2label = dict(enumerate(problem.labels))
-    return {
-        "num_labels": len(problem.labels),
-        "id2label": id2label,
-        "label2id": {label: index for index, label in id2label.items()},
-        "problem_type": problem.problem_type,
-    }
+    return {**label_fields(problem.labels), "problem_type": problem.problem_type}
 
 
 def encode_labels(values: Sequence[Any], problem: Problem) -> list[Any]:

@@ -14,7 +14,7 @@ from lora_ft.errors import InputError
 from lora_ft.recipe.schema import FieldTypes
 from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts.language import plain_ids
-from lora_ft.tasks.parts.text import positions_of
+from lora_ft.tasks.parts.text import UNLIMITED, positions_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,12 +50,19 @@ NO_TOKEN = -1
 """Fills the rows of generated tokens."""
 
 
-def check_generation(generation: Mapping[str, Any]) -> None:
-    """Refuses settings that would have no effect.
+def known_positions(base_config: Mapping[str, Any]) -> dict[str, int]:
+    """What is put to the settings of a task that generates: `positions`, where the base says how many it has."""
+    most = positions_of(base_config)
+    return {} if most == UNLIMITED else {"positions": most}
+
+
+def check_generation(problem: Problem) -> None:
+    """Refuses settings that would have no effect, and answers for which the base has no room.
 
     Raises:
         InputError: A setting of sampling without sampling, or no room for a token.
     """
+    generation = problem.generation
     idle = [name for name in SAMPLING if name in generation]
     if idle and not generation.get("do_sample"):
         raise InputError(
@@ -65,6 +72,7 @@ def check_generation(generation: Mapping[str, Any]) -> None:
     for name in ("max_new_tokens", "num_beams"):
         if generation.get(name, 1) < 1:
             raise InputError(f"generation_config.{name} = {generation[name]}: expected 1 or more")
+    _check_room(generation.get("max_new_tokens"), problem.settings.get("positions", UNLIMITED))
 
 
 def stop_strings(problem: Problem) -> tuple[str, ...]:
@@ -146,12 +154,16 @@ def new_tokens(problem: Problem, model: Any) -> int:
     asked = problem.generation.get("max_new_tokens")
     if asked is None:
         return int(problem.settings.get("max_target_length", min(DEFAULT_NEW_TOKENS, most // 2)))
-    if asked >= most:
+    _check_room(asked, most)  # again: older manifests do not know the positions
+    return int(asked)
+
+
+def _check_room(asked: int | None, most: int) -> None:
+    if asked is not None and asked >= most:
         raise InputError(
             f"generation_config.max_new_tokens = {asked}: the base has {most} positions, for prompts too. "
             f"Set it below {most}"
         )
-    return int(asked)
 
 
 def positions(model: Any) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import FieldTypes
 from lora_ft.tasks.parts.boxes import Region, crop_boxes, flip_boxes
+from lora_ft.tasks.parts.ranges import pair_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ class Augmentation:
                 raise InputError(f"augmentation.{key} = {given[key]}: expected 0 (never) or more, such as 0.2")
         for key in ("random_resized_crop", "crop"):
             if key in given:
-                given[key] = _pair(given[key])
+                given[key] = pair_of(given[key])
                 low, high = given[key] or (0, 0)
                 if not 0 < low <= high <= 1:
                     raise InputError(
@@ -96,7 +97,7 @@ class Augmentation:
                         " that is kept, above 0 and at most 1, such as [0.5, 1.0]"
                     )
         if "rand_augment" in given:
-            given["rand_augment"] = _pair(given["rand_augment"])
+            given["rand_augment"] = pair_of(given["rand_augment"])
             count, magnitude = given["rand_augment"] or (0, -1)
             if not (count >= 1 and 0 <= magnitude <= MAX_MAGNITUDE and int(count) == count):
                 raise InputError(
@@ -261,10 +262,3 @@ def _flipped(image: Image, sideways: bool, upside_down: bool) -> Image:
 
     image = ImageOps.mirror(image) if sideways else image
     return ImageOps.flip(image) if upside_down else image
-
-
-def _pair(value: Any) -> tuple[Any, Any] | None:
-    """Two numbers, or None where it is something else."""
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(one, int | float) for one in value):
-        return value[0], value[1]
-    return None

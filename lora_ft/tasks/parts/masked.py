@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.tasks.base import Features, Problem
 from lora_ft.tasks.parts.language import IGNORED, Frame, frame_of, length_mask, pad_right
-from lora_ft.tasks.parts.masking import NO_WORD, fixed_draws, hide, vocabulary_of
+from lora_ft.tasks.parts.masking import NO_WORD, Vocabulary, fixed_draws, hide, vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,15 @@ def encode_to_answer_or_measure(texts: Sequence[str], problem: Problem) -> Featu
     return features
 
 
-def masked_batch(features: Sequence[Mapping[str, Any]], problem: Problem, *, training: bool) -> dict[str, torch.Tensor]:
+def masked_batch(
+    features: Sequence[Mapping[str, Any]], problem: Problem, *, vocabulary: Vocabulary, training: bool
+) -> dict[str, torch.Tensor]:
     """Pads features to a batch; in those of `encode_chunks` words are hidden now.
 
     Args:
         features: As they were encoded.
         problem: Its tokenizer and settings.
+        vocabulary: Of the tokenizer.
         training: Whether chance comes from torch's global generator, or from the tokens.
 
     Returns:
@@ -67,7 +70,7 @@ def masked_batch(features: Sequence[Mapping[str, Any]], problem: Problem, *, tra
     labels = [row.get("labels", ()) for row in features]
     if "words" in features[0]:
         draws = np.random.default_rng(int(torch.randint(2**62, ()).item())) if training else None
-        vocabulary, probability = vocabulary_of(processor), settings["mlm_probability"]
+        probability = settings["mlm_probability"]
         hidden = [
             hide(row["input_ids"], row["words"], vocabulary, probability=probability, draws=draws or fixed_draws(ids))
             for row, ids in zip(features, tokens, strict=True)

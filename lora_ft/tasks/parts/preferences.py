@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.errors import InputError
+from lora_ft.errors import DataError, InputError
 from lora_ft.tasks.base import Features, Problem, Rows
-from lora_ft.tasks.parts.chat import cut_tokens
+from lora_ft.tasks.parts.causal import fitting
+from lora_ft.tasks.parts.chat import ASSISTANT, Message, cut_tokens, template_of
 from lora_ft.tasks.parts.language import IGNORED, end_of_text, frame_of, length_mask, pad_right
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BETA = 0.1
 SIDES = ("chosen", "rejected")
+CHAT = "chat"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 """Initialisations of LoRA that change the base: switched off, such an adapter does not leave the base as it was."""
 
@@ -114,17 +116,16 @@ def _margin(pairs: Pairs) -> torch.Tensor:
 
 def encode_pairs(rows: Rows, problem: Problem) -> Features:
     """Prompts with both answers; each is a sequence of its own, its labels those of the answer and its end."""
-    processor, most = problem.processor, int(problem.settings["max_length"])
-    before, end = list(frame_of(processor).before), list(end_of_text(processor))
+    most, chats = int(problem.settings["max_length"]), problem.problem_type == CHAT
+    before = [] if chats else list(frame_of(problem.processor).before)  # a template writes its own beginning
     names = [f"{side}_{what}" for side in SIDES for what in ("ids", "labels")]
     features: Features = {name: [] for name in (*names, "length", "truncated")}
-    for row, prompt in enumerate(rows["prompt"]):
-        given = prompt + problem.settings.get("separator", "")
-        parts = {side: cut_tokens(given + rows[side][row], [len(given)], processor) for side in SIDES}
-        answers = {side: [*answer, *end] for side, (_, answer) in parts.items()}
+    for values in zip(*rows.values(), strict=True):
+        row = dict(zip(rows, values, strict=True))
+        prompt, answers, shortened = _chat_pair(row, problem) if chats else _text_pair(row, problem)
         # both answers follow the same tokens: the prompt is cut once, by the longer one, to a quarter at most
         room = max(most - len(before) - max(map(len, answers.values())), most // 4)
-        asked = parts["chosen"][0][-room:]
+        asked = prompt[-room:]
         lengths = []
         for side, answer in answers.items():
             ids = [*before, *asked, *answer][:most]
@@ -134,8 +135,59 @@ def encode_pairs(rows: Rows, problem: Problem) -> Features:
             )
             lengths.append(len(before) + len(asked) + len(answer))
         features["length"].append(min(max(lengths), most))
-        features["truncated"].append(max(lengths) > most or len(asked) < len(parts["chosen"][0]))
+        features["truncated"].append(shortened or max(lengths) > most or len(asked) < len(prompt))
     return features
+
+
+def conversation(row: Mapping[str, Any], side: str) -> list[Message]:
+    """The whole chat of one side: the prompt's turns, unless the answer's repeat them, and the answer's.
+
+    Args:
+        row: `chosen_messages` and `rejected_messages`, and perhaps `prompt_messages`.
+        side: `chosen` or `rejected`.
+    """
+    prompt, messages = list(row.get("prompt_messages", ())), list(row[f"{side}_messages"])
+    return messages if messages[: len(prompt)] == prompt else [*prompt, *messages]
+
+
+def fault_of_chats(row: Mapping[str, Any]) -> str | None:
+    """Why nothing can be learned from two chats, with the column's name first; None if something can."""
+    chosen, rejected = (conversation(row, side) for side in SIDES)
+    for side, messages in zip(SIDES, (chosen, rejected), strict=True):
+        if messages[-1]["role"] != ASSISTANT or not messages[-1]["content"].strip():
+            return f"{side}_messages: the last turn is empty, or not the assistant's: expected an answer"
+    if chosen == rejected:
+        return "rejected_messages: the same as chosen_messages: there is nothing to prefer"
+    if chosen[:-1] != rejected[:-1]:
+        return "rejected_messages: its turns before the last are not those of chosen_messages: expected one prompt"
+    return None
+
+
+def _text_pair(row: Mapping[str, Any], problem: Problem) -> tuple[list[int], dict[str, list[int]], bool]:
+    """The tokens of a prompt, and of both answers to it with the end of the text; nothing was left out."""
+    given, end = row["prompt"] + problem.settings.get("separator", ""), end_of_text(problem.processor)
+    parts = {side: cut_tokens(given + row[side], [len(given)], problem.processor) for side in SIDES}
+    return parts["chosen"][0], {side: [*answer, *end] for side, (_, answer) in parts.items()}, False
+
+
+def _chat_pair(row: Mapping[str, Any], problem: Problem) -> tuple[list[int], dict[str, list[int]], bool]:
+    """The same of two chats by the template, with the end of turn; and whether old turns were left out for room."""
+    processor, template = problem.processor, template_of(problem.settings, problem.processor)
+    whole = {side: conversation(row, side) for side in SIDES}
+    before = min((fitting(messages, template, problem)[:-1] for messages in whole.values()), key=len)
+    prompts, answers = {}, {}
+    for side, messages in whole.items():
+        chat = template.answered([*before, messages[-1]])[-1]
+        start, stop = chat.spans[-1]
+        prompts[side] = chat.text[:start]
+        asked, answer = cut_tokens(chat.text[:stop], [start], processor)
+        answers[side] = answer if chat.ended else [*answer, *end_of_text(processor)]
+    if prompts["chosen"] != prompts["rejected"]:
+        raise DataError(
+            f"messages: the chat that begins {whole['chosen'][0]['content'][:40]!r}: the template writes what comes "
+            "before the answer differently for chosen and rejected. Mend the row, or give another chat_template"
+        )
+    return asked, answers, len(before) < len(whole["chosen"]) - 1
 
 
 def pair_batch(features: Sequence[Mapping[str, Any]], problem: Problem) -> dict[str, torch.Tensor]:

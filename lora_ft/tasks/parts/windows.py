@@ -204,7 +204,7 @@ def place_words(windows: Sequence[Window], words: Sequence[tuple[int, int]]) -> 
     return placed
 
 
-def pad_right(features: Sequence[Mapping[str, Any]], problem: Problem) -> dict[str, torch.Tensor]:
+def pad_windows(features: Sequence[Mapping[str, Any]], problem: Problem) -> dict[str, torch.Tensor]:
     """Pads the model inputs of some features on the right, so that positions count from the left for every tokenizer.
 
     Args:

@@ -75,6 +75,42 @@ def test_files_that_cannot_be_heard_are_named_with_the_reason(tmp_path: Path) ->
     assert "neither a path nor bytes" in str(audio.sound_fault({"path": None, "bytes": None}))
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.999])
+@pytest.mark.parametrize(
+    "kind", [("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("WAV", None)], ids=lambda kind: kind[1] or kind[0]
+)
+def test_a_sound_that_breaks_off_is_named_before_anything_is_decoded(
+    tmp_path: Path, kind: tuple[str, str | None], share: float
+) -> None:
+    noisy = (tone(20.0) + 0.1 * np.random.default_rng(0).standard_normal(320_000)).astype(np.float32)
+    stream = io.BytesIO()
+    soundfile.write(stream, noisy, 16_000, format=kind[0], subtype=kind[1])
+    whole = stream.getvalue()
+    (tmp_path / "whole").write_bytes(whole)
+    (tmp_path / "part").write_bytes(whole[: int(share * len(whole))])
+    for value in ({"path": str(tmp_path / "whole"), "bytes": None}, {"path": None, "bytes": whole}):
+        assert audio.sound_fault(value) is None
+    for value in (
+        {"path": str(tmp_path / "part"), "bytes": None},
+        {"path": None, "bytes": (tmp_path / "part").read_bytes()},
+    ):
+        assert ": it breaks off: it" in str(audio.sound_fault(value))
+
+
+def test_the_size_that_a_streamed_wav_does_not_know_is_not_believed(tmp_path: Path) -> None:
+    value = write_tone(tmp_path / "a.wav")
+    data = bytearray(Path(value["path"]).read_bytes())
+    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
+    assert audio.sound_fault({"path": None, "bytes": bytes(data)}) is None
+
+
+def test_a_flac_header_without_a_length_is_named(tmp_path: Path) -> None:
+    data = bytearray(Path(write_tone(tmp_path / "a.flac")["path"]).read_bytes())
+    data[21] &= 0xF0  # STREAMINFO's last 36 bits before the checksum are the samples
+    data[22:26] = bytes(4)
+    assert "its header does not say how long it is" in str(audio.sound_fault({"path": None, "bytes": bytes(data)}))
+
+
 def test_samples_that_are_no_numbers_are_refused() -> None:
     stream = io.BytesIO()
     soundfile.write(stream, np.full(1_600, np.nan), 16_000, format="WAV", subtype="FLOAT")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lora_ft.errors import InputError
 from lora_ft.tasks.base import Problem
-from lora_ft.tasks.parts.windows import cut_windows, pad_right, place_words, window_settings
+from lora_ft.tasks.parts.windows import cut_windows, pad_windows, place_words, window_settings
 from lora_ft.tasks.parts.words import join_tokens, split_words
 from tests.tasks.parts.tokenizer_kinds import KINDS, tokenizer_of
 
@@ -106,7 +106,7 @@ def test_windows_are_padded_on_the_right_whatever_the_tokenizer_would_do() -> No
     tokenizer = copy.deepcopy(tokenizer_of("wordpiece"))
     tokenizer.padding_side = "left"
     one = Problem("any", (), tokenizer, {"max_length": 16, "stride": 0})
-    batch = pad_right([window.inputs for window in cut_windows(["a", "a b c"], one)], one)
+    batch = pad_windows([window.inputs for window in cut_windows(["a", "a b c"], one)], one)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
 
 
