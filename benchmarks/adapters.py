@@ -103,8 +103,8 @@ def measure_ours(root: Path, count: int, rounds: int) -> dict[str, Any]:
     import psutil
     import torch
 
-    from lora_ft.adapters.pool import PoolLimits
     from lora_ft.adapters.pool_folder import read_pool
+    from lora_ft.adapters.pool_store import PoolLimits
     from lora_ft.assemble.pooled import open_pool
     from lora_ft.assemble.saved import OpenOptions
 

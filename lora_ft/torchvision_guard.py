@@ -7,28 +7,28 @@ processors, these torchvision, and that fails with "operator torchvision::nms do
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
-from pathlib import Path
 from types import ModuleType
 
-OPERATORS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
+LOADER, NEEDS_OPERATORS = "torchvision.extension", "torchvision._meta_registrations"
+OPERATORS = {
+    "torchvision::nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "torchvision::qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
 """What `torchvision/_meta_registrations.py` (0.28) asks for even where its compiled library did not load."""
 
 
 class TorchvisionGuard(MetaPathFinder):
-    """Looks at the first import of torchvision, and declares the operators that it will miss.
+    """Declares the operators that torchvision misses once its own loader has run and left them missing.
 
-    Nothing computes boxes with these operators: whoever does gets torch's error that they have no implementation.
+    Never before that: a compiled library that registers an operator which is there already ends the process, and
+    only torchvision knows what its library is called (`_C.so` in 0.28, `_C_stable.so` in 0.29). Nothing computes boxes
+    with these operators: whoever does gets torch's error that they have no implementation.
     """
 
     def __init__(self) -> None:
-        self.looked = False
         self.library: object | None = None  # the names are gone when it is
 
     def find_spec(
@@ -36,8 +36,7 @@ class TorchvisionGuard(MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         """Never finds anything itself; see `importlib.abc.MetaPathFinder`."""
         del path, target
-        if fullname == "torchvision" and not self.looked:
-            self.looked = True
+        if fullname == NEEDS_OPERATORS and LOADER in sys.modules and self.library is None:
             self.library = _declare_missing()
         return None
 
@@ -49,32 +48,13 @@ def install() -> None:
 
 
 def _declare_missing() -> object | None:
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.submodule_search_locations is None:
-        return None
+    """Declares the operators that torch does not know; all of them or, with a library that loaded, none."""
     import torch
 
-    if any(_loads(file) for place in spec.submodule_search_locations for file in _compiled(Path(place))):
+    known = [name for name in OPERATORS if torch._C._jit_get_schemas_for_operator(name)]
+    if known:
         return None
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    for schema in OPERATORS:
+    for schema in OPERATORS.values():
         library.define(schema)  # type: ignore[no-untyped-call]
     return library
-
-
-def _compiled(place: Path) -> list[Path]:
-    """The compiled operators of torchvision."""
-    return [
-        place / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES if (place / f"_C{suffix}").is_file()
-    ]
-
-
-def _loads(file: Path) -> bool:
-    """Whether a compiled library fits this torch."""
-    import torch
-
-    try:
-        torch.ops.load_library(file)  # type: ignore[no-untyped-call]
-    except OSError:
-        return False
-    return True

@@ -9,6 +9,7 @@ import pytest
 
 from tests.bases import make_base
 from tests.families import Family
+from tests.pools import TinyPool, make_pool
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("bases") / "gpt2", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_pool(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> TinyPool:
+    """Three adapters on one base; tests that change it work on a copy."""
+    return make_pool(tmp_path_factory.mktemp("pool"), tiny_bert)
 
 
 @pytest.fixture(scope="session")

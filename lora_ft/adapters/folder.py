@@ -202,6 +202,7 @@ def save_processor(processor: Any, folder: Path) -> None:
     file = folder / "tokenizer.json"
     if file.is_file():  # without white space: a third of the file, beside hundreds of small adapters
         content = json.loads(file.read_text(encoding="utf-8"))
+        content["truncation"] = content["padding"] = None  # of the last call: it would tell equal tokenizers apart
         _write_text(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
 
 

@@ -14,6 +14,10 @@ PLAIN = ("adapter", "run")
 """Last parts of a path that `train` makes, and that say nothing of an adapter: `books/run/adapter` is called books."""
 
 
+Identity = tuple[tuple[str, int, int, int], ...]
+"""Name, size, time of change in ns and inode of every file of a folder."""
+
+
 @dataclass(frozen=True)
 class PoolFolder:
     """Adapters below a folder that can be one pool.
@@ -93,3 +97,18 @@ def _stranger(first: Manifest, other: Manifest, *, mixed_quantization: bool) -> 
             "(--quantization decides for all)"
         )
     return None
+
+
+def identity_of(folder: Path) -> Identity:
+    """What tells a changed folder from an unchanged one without reading it.
+
+    Raises:
+        AdapterError: It is gone.
+    """
+    try:
+        found = [(file, file.lstat()) for file in sorted(folder.rglob("*"))]
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be read: {error}. Was it moved?") from error
+    if not found:
+        raise AdapterError(f"{folder}: is gone, or empty. Was it moved?")
+    return tuple((file.name, info.st_size, info.st_mtime_ns, info.st_ino) for file, info in found)

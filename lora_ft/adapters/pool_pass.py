@@ -80,11 +80,13 @@ class Pass:
     Attributes:
         segments: In the order of the batch: those of one layout together, the bare base last.
         groups: The same, but for the bare base.
+        touched: Modules that answer otherwise than in the bare base.
         widths: Module of a head -> outputs of each segment's own, where they differ; found out while it computes.
     """
 
     segments: tuple[Segment, ...]
     groups: tuple[Group, ...]
+    touched: frozenset[str]
     widths: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -169,7 +171,9 @@ def plan(rows: Sequence[tuple[str | None, PoolTensors | None]], *, stack: Any) -
         if adapters:
             groups.append(Group(stack=stack(adapters), start=start, counts=counts))
         start += sum(counts)
-    return Pass(segments=tuple(segments), groups=tuple(groups))
+    touched = {name for group in groups for name in group.stack.parts}
+    touched |= {name for segment in segments if segment.adapter is not None for name in segment.adapter.heads}
+    return Pass(segments=tuple(segments), groups=tuple(groups), touched=frozenset(touched))
 
 
 def add_lora(now: Pass, module: nn.Module, name: str, *, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

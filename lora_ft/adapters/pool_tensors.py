@@ -18,10 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_ft.adapters.compress import float_tensors
 from lora_ft.adapters.convolutions import CONVOLUTIONS
+from lora_ft.adapters.tensors import read_header
 from lora_ft.adapters.verify import CONFIG, weights_file
 from lora_ft.errors import AdapterError, AdapterRefused
 
 PREFIX = "base_model.model."
+EMBEDDING = ".lora_embedding_A"
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 UNDERSTOOD = frozenset(
     [
@@ -113,6 +115,8 @@ def read_tensors(folder: Path, model: nn.Module, *, untouched: nn.Module) -> Poo
     device = next(model.parameters()).device
     file = weights_file(folder)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in sorted(float_tensors(folder).items())}
+    if any(name.endswith(EMBEDDING) for name in tensors):
+        raise AdapterError(f"{folder}: has LoRA on an embedding, which a pool cannot mix. Open it alone.")
     names = [name.removesuffix(A) for name in tensors if name.endswith(A)]
     parts = list(_parts(names, tensors, modules, where=file))
     flat = torch.empty(parts[-1].start + _elements(parts[-1]) if parts else 0)
@@ -139,6 +143,12 @@ def read_tensors(folder: Path, model: nn.Module, *, untouched: nn.Module) -> Poo
     return PoolTensors(
         layout=tuple(parts), parts={part.module: part for part in parts}, flat=flat, heads=heads, bytes=size
     )
+
+
+def expected_bytes(folder: Path) -> int:
+    """What an adapter will take in memory, from the header of its file: everything in 32 bits."""
+    tensors, _ = read_header(weights_file(folder))
+    return 4 * sum(math.prod(one.shape) for one in tensors.values())
 
 
 def refuse_unpooled(config: Mapping[str, Any], *, where: Path) -> None:

@@ -45,6 +45,8 @@ def row_embeddings(
     Returns:
         `(rows, width)` in float32; None where a feature is not one row of the base's input (pairs of preferences).
     """
+    if task.argument == "audio":
+        batch_size = 1  # what pads a sound moves its embedding
     features = encode_rows(rows, task=task, problem=problem)
     collate = task.collator(problem)
     order = np.argsort(-np.asarray(features["length"][:], dtype=np.int64), kind="stable").tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 import transformers
 
 from lora_ft.adapters.manifest import Centroid, Manifest
-from lora_ft.adapters.pool import AdapterPool, PoolLimits
+from lora_ft.adapters.merge import DROPPED
+from lora_ft.adapters.pool import AdapterPool
 from lora_ft.adapters.pool_folder import PoolFolder
 from lora_ft.adapters.pool_pass import NotByRow, Pass, Segment
+from lora_ft.adapters.pool_store import PoolLimits
 from lora_ft.adapters.probe import check_probe
-from lora_ft.adapters.verify import REQUIRED, WEIGHTS_INT8, refuse_other_base, verify_files
+from lora_ft.adapters.verify import CONFIG, REQUIRED, WEIGHTS_INT8, refuse_other_base, verify_files
 from lora_ft.assemble.answer import join_rows, numpy_answer, on_device
 from lora_ft.assemble.encode import EncodedRows, encode_rows, has_targets
 from lora_ft.assemble.saved import QUANTIZATION_CONFIGS, OpenOptions, find_base
@@ -28,6 +31,11 @@ from lora_ft.models.load import load_base, load_processor
 from lora_ft.models.precision import Precision, autocast_context, cast_frozen_linears, plan_precision
 from lora_ft.tasks.base import Problem, Task, load_task
 
+logger = logging.getLogger(__name__)
+
+READ_APART = ("max_length", "truncation", "stride", "threshold", "null_threshold", "n_best", "max_answer_length")
+"""Settings that are read adapter by adapter, when its rows are encoded and when their answers are decoded."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -36,14 +44,16 @@ class Member:
     Attributes:
         problem: What it was trained for.
         centroid: Of its training rows, or None.
-        mixes_with: Adapters with the same word here can share a batch: same processor, same way to generate.
+        mixes_with: Adapters with the same word here can share a batch: one processor, one way to collate and generate.
         columns: Input columns of its training rows.
+        unread: An input that peft's wrapper kept from the base when it was trained, or None.
     """
 
     problem: Problem
     centroid: Centroid | None
     mixes_with: str
     columns: tuple[str, ...]
+    unread: str | None = None
 
 
 @dataclass
@@ -77,7 +87,8 @@ class PooledAdapters:
             InputError: It is not known.
             AdapterRefused: It is damaged, of another base, or does not answer as it did.
         """
-        self.pool.by_row(name)
+        if name not in self.members:
+            self.pool.by_row(name)
         return self.members[name]
 
     def prove(self, pool: AdapterPool, name: str, folder: Path) -> bool:
@@ -105,7 +116,8 @@ class PooledAdapters:
     def _answers_in_company(self, pool: AdapterPool, name: str, manifest: Manifest, member: Member) -> bool:
         try:
             self._check_probe(pool, name, manifest, member, company=True)
-        except (NotByRow, AdapterRefused):
+        except (NotByRow, AdapterRefused) as reason:
+            logger.info("pool: rows of %s get passes of their own: %s", name, reason)
             return False
         return True
 
@@ -113,6 +125,7 @@ class PooledAdapters:
         """Compares the answers to the probe with the recorded ones."""
 
         def forward(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            batch = {key: value for key, value in batch.items() if key != member.unread}
             rows = len(next(iter(batch.values())))
             names: list[str | None] = [None] * rows + [name] * rows if company else [name] * rows
             given = {key: torch.cat([value, value]) for key, value in batch.items()} if company else dict(batch)
@@ -141,12 +154,14 @@ class PooledAdapters:
             loss=manifest.run.get("loss", {}),
             seed=manifest.seed,
         )
-        generation = json.dumps(dict(problem.generation), sort_keys=True)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        unread = DROPPED.get(str(config.get("task_type")))
         return Member(
             problem=problem,
             centroid=manifest.centroid,
-            mixes_with=f"{key} {manifest.problem_type if generation != '{}' else ''} {generation}",
+            mixes_with=json.dumps([key, unread, *shared_by_rows(problem)], sort_keys=True),
             columns=tuple(manifest.run.get("columns", ())),
+            unread=unread,
         )
 
     def predict(
@@ -223,21 +238,18 @@ class PooledAdapters:
         """Adapter and number of features of like length; at most as many adapters in one as the pool can hold."""
         groups: dict[str, list[tuple[int, str, int]]] = {}
         for name, encoded in features.items():
-            word = self.member(name).mixes_with + ("" if self.pool.by_row(name) else f" {name}")
+            alone = "" if self.pool.by_row(name) else name
+            word = f"{self.member(name).mixes_with} {alone} {has_labels(encoded)}"
             lengths = encoded["length"][:]
             groups.setdefault(word, []).extend((length, name, index) for index, length in enumerate(lengths))
         room = self.pool.room() or len(features)
-        for members in groups.values():
-            members.sort(key=lambda one: -one[0])
-            batch: list[tuple[str, int]] = []
-            for _, name, index in members:
-                adapters = {one for one, _ in batch}
-                if len(batch) == batch_size or (name not in adapters and len(adapters) == room):
-                    yield batch
-                    batch = []
-                batch.append((name, index))
-            if batch:
-                yield batch
+        for rows in groups.values():
+            names = list(dict.fromkeys(name for _, name, _ in rows))
+            for start in range(0, len(names), room):  # each adapter is loaded once, however small the pool is
+                together = set(names[start : start + room])
+                chosen = sorted((one for one in rows if one[1] in together), key=lambda one: -one[0])
+                for first in range(0, len(chosen), batch_size):
+                    yield [(name, index) for _, name, index in chosen[first : first + batch_size]]
 
     def _answer(
         self,
@@ -250,6 +262,7 @@ class PooledAdapters:
         encoded = [features[name][index] for name, index in batch]
         problem = self.member(names[0]).problem
         given = on_device(task.collator(problem)(encoded), torch.device(self.precision.device))
+        given = {name: value for name, value in given.items() if name != self.member(names[0]).unread}
         with self.pool.rows(names) as now, autocast_context(self.precision):
             arranged = now.arrange(given)
             for segment, found in self._found(now, arranged, problem):
@@ -265,10 +278,24 @@ class PooledAdapters:
         if self.task.generation_fields:
             yield from now.split(self.task.answer(self.pool.model, arranged, problem, outputs=None))
             return
-        outputs = self.task.forward(self.pool.model, arranged, problem)
+        untold = {name: value for name, value in arranged.items() if name != "labels"}  # no loss is asked for
+        outputs = self.task.forward(self.pool.model, untold, problem)
         for (segment, own), (_, inputs) in zip(now.split(outputs), now.split(arranged), strict=True):
             member = self.member(str(segment.name))
             yield segment, self.task.answer(self.pool.model, inputs, member.problem, outputs=own)
+
+
+def has_labels(encoded: EncodedRows) -> bool:
+    """Whether features are to be measured: such ones are collated with their labels."""
+    return len(encoded) > 0 and "labels" in encoded[0]
+
+
+def shared_by_rows(problem: Problem) -> list[Any]:
+    """What all rows of one batch have in common: how they are collated, and how their answers are generated."""
+    read_apart = set(READ_APART) if problem.settings.get("padding") != "max_length" else set()
+    settings = {name: value for name, value in problem.settings.items() if name not in read_apart}
+    seed = problem.seed if problem.generation.get("do_sample") else None
+    return [problem.problem_type, settings, dict(problem.generation), seed]
 
 
 def processor_key(manifest: Manifest) -> str:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import datasets
 
 from lora_ft.assemble.encode import EncodedRows, encode_rows, without_media
 from lora_ft.data.checks import RowReport, check_rows, drop_bad_rows
+from lora_ft.data.faults import refuse_held
 from lora_ft.data.labels import canonical_labels, infer_problem_type, label_vocabulary
-from lora_ft.data.rows import Splits
+from lora_ft.data.rows import Origin, Splits
 from lora_ft.data.sources import load_splits
-from lora_ft.errors import InputError, ModelError, RecipeError, closest
+from lora_ft.errors import DataError, InputError, ModelError, RecipeError, closest
 from lora_ft.models.load import load_processor
 from lora_ft.models.resolve import BaseFolder, resolve_base
+from lora_ft.recipe.families import unknown_family
 from lora_ft.recipe.schema import Recipe
 from lora_ft.tasks.base import Problem, Task, load_task
 
@@ -37,6 +39,7 @@ class Prepared:
         features: Features of each split, without padding.
         report: What was counted in the rows.
         truncated: Features of each split that were cut; empty where features are made as they are read.
+        origins: Where the rows of each split are, for messages.
     """
 
     recipe: Recipe
@@ -47,6 +50,7 @@ class Prepared:
     features: Mapping[str, EncodedRows]
     report: RowReport
     truncated: Mapping[str, int]
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -74,11 +78,18 @@ def prepare(recipe: Recipe) -> Prepared:
         column_sets=sets_of(task, recipe.model.problem_type),
         seed=seed,
         offline=recipe.offline,
+        hold=True,
     )
-    problem_type = _problem_type(recipe, task, raw, config=config)
-    labels = _labels(recipe, task, raw, problem_type=problem_type)
-    raw = usable_rows(task, raw, labels=labels, on_bad_row=dataset.on_bad_row)
-    check_fit(recipe, task, problem_type=problem_type, labels=labels)
+    try:
+        problem_type = _problem_type(recipe, task, raw, config=config)
+        labels = _labels(recipe, task, raw, problem_type=problem_type)
+    except DataError:
+        refuse_held(raw)  # what the rest of the rows make of the labels says nothing
+        raise
+    _check_family(recipe, task, config)
+    raw = usable_rows(task, raw, labels=labels, on_bad_row=dataset.on_bad_row, hold=True)
+    if not raw.bad:
+        check_fit(recipe, task, problem_type=problem_type, labels=labels)
     processor = load_processor(base, classes=task.processor_classes, trust_remote_code=recipe.model.trust_remote_code)
     processor = task.fit_processor(processor, without_media(raw["train"], task), given=recipe.processor)
     try:
@@ -102,7 +113,7 @@ def prepare(recipe: Recipe) -> Prepared:
     truncated = {} if task.lazy else {split: sum(table["truncated"][:]) for split, table in features.items()}
     return Prepared(
         recipe=recipe, task=task, problem=problem, base=base, rows=rows, features=features, report=report,
-        truncated=truncated,
+        truncated=truncated, origins=raw.origins,
     )  # fmt: skip
 
 
@@ -137,6 +148,13 @@ def _problem_type(recipe: Recipe, task: Task, raw: Splits, *, config: Mapping[st
     return given
 
 
+def _check_family(recipe: Recipe, task: Task, config: Mapping[str, Any]) -> None:
+    """Refuses a base that no model of the task can be made of; a base on this disk was refused with the recipe."""
+    told = unknown_family(config, task.auto_classes(), task=task.name)
+    if told is not None:
+        raise RecipeError([f"{recipe.file}: model.pretrained_model_name_or_path: {told}"])
+
+
 def _labels(recipe: Recipe, task: Task, raw: Splits, *, problem_type: str) -> tuple[str, ...]:
     """All labels in order: the recipe's, else the source's, else those of the training rows."""
     given = recipe.dataset.label_names
@@ -145,7 +163,9 @@ def _labels(recipe: Recipe, task: Task, raw: Splits, *, problem_type: str) -> tu
     return task.vocabulary(without_media(raw["train"], task), given=given or raw.label_names)
 
 
-def usable_rows(task: Task, splits: Splits, *, labels: Sequence[str], on_bad_row: Literal["error", "skip"]) -> Splits:
+def usable_rows(
+    task: Task, splits: Splits, *, labels: Sequence[str], on_bad_row: Literal["error", "skip"], hold: bool = False
+) -> Splits:
     """The rows that the task can use.
 
     Args:
@@ -153,22 +173,30 @@ def usable_rows(task: Task, splits: Splits, *, labels: Sequence[str], on_bad_row
         splits: Rows under our column names.
         labels: All labels in order.
         on_bad_row: What happens to the others.
+        hold: Whether they are refused later, with those that do not fit.
 
     Raises:
         DataError: There are others and they are not to be skipped, or too many of them are.
     """
-    if type(task).fault is Task.fault:
-        return splits
-
-    def fault(row: Mapping[str, Any]) -> str | None:
-        return task.fault(row, labels=labels)
-
-    return drop_bad_rows(splits, fault, on_bad_row=on_bad_row)
+    if type(task).fault is not Task.fault:
+        splits = drop_bad_rows(
+            splits, lambda row: task.fault(row, labels=labels), on_bad_row=on_bad_row, hold=True, only=("train",)
+        )
+        doubtful = any(group.split == "train" for group in splits.bad)  # the labels of bad training rows judge nobody
+        known = () if doubtful else labels
+        others = [split for split in splits if split != "train"]
+        splits = drop_bad_rows(
+            splits, lambda row: task.fault(row, labels=known), on_bad_row=on_bad_row, hold=True, only=others
+        )
+    if not hold:
+        refuse_held(splits)
+    return splits
 
 
 def fitting_rows(task: Task, splits: Splits, problem: Problem, *, on_bad_row: Literal["error", "skip"]) -> Splits:
     """The rows that can be learned with this processor and these settings; see `usable_rows`."""
     if type(task).misfit is Task.misfit:
+        refuse_held(splits)
         return splits
     return drop_bad_rows(splits, lambda row: task.misfit(row, problem), on_bad_row=on_bad_row)
 

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_ft.cli.environment import open_options, opening, refuse_damaged, task_facts
-from lora_ft.cli.output import open_console, progress_bar, write_lines
+from lora_ft.cli.hints import hinted
+from lora_ft.cli.inputs import rows_of_lines, rows_of_words, with_references
+from lora_ft.cli.output import print_table, progress_bar, write_lines
+from lora_ft.cli.pools import PoolQuestion, bytes_of, evaluate_pool, predict_pool, refuse_for_one, verify_pool
+from lora_ft.cli.refusals import refuse_place, refuse_question, refuse_sources, refuse_split
 from lora_ft.errors import InputError, LoraFtError
 
 if TYPE_CHECKING:
     from lora_ft.assemble.saved import SavedAdapter
+
+
+def pooling(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of verbs that answer rows by a folder of adapters."""
+    options = (
+        click.option("--adapter-column", "column", help="Of a folder of adapters: the column that names each row's."),
+        click.option("--max-adapters", type=click.IntRange(min=1), help="How many of them may be in memory at a time."),
+        click.option("--max-bytes", type=bytes_of, help="How much of them may be in memory at a time: 2GB."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -25,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Also write each row's prediction (JSON lines).")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@pooling
 @opening
 @click.pass_context
 def evaluate(
@@ -36,10 +53,27 @@ def evaluate(
     as_json: bool,
     predictions: Path | None,
     batch_size: int,
+    column: str | None,
+    max_adapters: int | None,
+    max_bytes: int | None,
     **where: Any,
 ) -> None:
-    """Measure ADAPTER and its base side by side, with 95 % intervals."""
+    """Measure ADAPTER and its base side by side, with 95 % intervals; or all adapters below a folder."""
+    refuse_sources(data, split)
+    refuse_place("evaluate: --predictions", predictions)
+    from lora_ft.adapters.pool_folder import is_pool
+
+    if is_pool(adapter):
+        limits = {"max_adapters": max_adapters, "max_bytes": max_bytes}
+        evaluate_pool(
+            adapter, where, data=data, column=column, split=split, limits=limits, predictions=predictions,
+            as_json=as_json, batch_size=batch_size, debug=context.obj["debug"],
+        )  # fmt: skip
+        return
+    given = {"--adapter-column": column, "--max-adapters": max_adapters, "--max-bytes": max_bytes}
+    refuse_for_one("evaluate", adapter, given)
     refuse_damaged(adapter)
+    refuse_split(adapter, split)
     options = open_options(where, debug=context.obj["debug"])
     from lora_ft import screen
     from lora_ft.assemble.recorded import recorded_columns, recorded_recipe
@@ -57,28 +91,15 @@ def evaluate(
             opened, rows, split=name, batch_size=batch_size, advance=advance, advance_draw=advance_draw
         )
     if predictions is not None:
-        from lora_ft.serve.predict import shown
-
-        inputs = {column.name for column in opened.task.inputs()}
-        targets = {
-            column.name: "reference" if column.kind == "label" else f"reference_{column.name}"
-            for column in opened.task.columns
-            if column.target
-        }
         lines = (
-            {
-                **{
-                    targets.get(key, key): shown(value) for key, value in row.items() if key in inputs or key in targets
-                },
-                **answer,
-            }
+            {**with_references(opened.task, row), **answer}
             for row, answer in zip(rows, comparison.predictions, strict=True)
         )
         write_lines(lines, predictions)
     if as_json:
         click.echo(json.dumps({"adapter_folder": str(opened.folder), **comparison.to_mapping()}, indent=2))
     else:
-        open_console().print(screen.comparison_table(comparison, opened.folder.parent.name))
+        print_table(screen.comparison_table(comparison, opened.folder.parent.name))
 
 
 @click.command()
@@ -95,6 +116,8 @@ def evaluate(
 )
 @click.option("--stream", is_flag=True, help="Print generated text as it comes.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--adapter", "name", help="Of a folder of adapters: whose rows are that do not say; auto: the nearest's.")
+@pooling
 @opening
 @click.pass_context
 def predict(
@@ -107,6 +130,10 @@ def predict(
     pictures: Path | None,
     stream: bool,
     batch_size: int,
+    name: str | None,
+    column: str | None,
+    max_adapters: int | None,
+    max_bytes: int | None,
     **where: Any,
 ) -> None:
     """Answer INPUTS (texts; files or folders of images or sounds), a file or standard input: one JSON object a row."""
@@ -116,7 +143,24 @@ def predict(
         raise InputError("predict: --stream prints text as it comes. Leave out --output and --pictures, or --stream")
     if source not in (None, "-") and not Path(source or "").is_file():
         raise InputError(f"predict: --input {source}: there is no such file")
+    refuse_place("predict: --output", output)
+    from lora_ft.adapters.pool_folder import is_pool
+
+    if is_pool(adapter):
+        if stream or pictures is not None:
+            raise InputError(f"predict: {adapter} holds several adapters. Give one of them for --stream and --pictures")
+        asked = PoolQuestion(
+            words=inputs, source=source, column=column, adapter=name, max_adapters=max_adapters, max_bytes=max_bytes,
+            output=output, batch_size=batch_size,
+        )  # fmt: skip
+        predict_pool(adapter, asked, where, debug=context.obj["debug"])
+        return
+    given = {
+        "--adapter-column": column, "--adapter": name, "--max-adapters": max_adapters, "--max-bytes": max_bytes,
+    }  # fmt: skip
+    refuse_for_one("predict", adapter, given)
     refuse_damaged(adapter)
+    refuse_question(adapter, inputs, stream=stream, pictures=pictures)
     options = open_options(where, debug=context.obj["debug"])
     from lora_ft.assemble.saved import open_adapter
     from lora_ft.serve.predict import drawn, streamed
@@ -124,6 +168,7 @@ def predict(
 
     opened = open_adapter(adapter, options)
     rows, total = _rows_to_predict(opened, inputs, source)
+    rows = hinted(rows, opened.task, opened.problem, words=bool(inputs))
     window = 1 if source == "-" else 8  # a stream is answered batch by batch as it comes
     if stream:
         for piece in streamed(opened, rows):
@@ -141,24 +186,13 @@ def _rows_to_predict(
     """The rows that the command line names, and their number if it is known."""
     from lora_ft.assemble.recorded import recorded_columns
     from lora_ft.data.sources import load_file
-    from lora_ft.serve.predict import argument_rows, is_file, json_rows, text_rows
 
     task, needed = opened.task, opened.manifest.run.get("columns", [])
-    alone = next((column for column in task.inputs() if column.name == task.argument), None)
     if words:
-        if alone is None or (len(needed) > 1 and alone.name in needed):
-            raise InputError(
-                f"predict: this adapter answers rows of {' and '.join(needed)}, not one input alone. Give --input FILE "
-                "with these columns, or --input - with a JSON object a line"
-            )
-        if alone.kind == "text" and len(words) == 1 and is_file(Path(words[0])):
-            raise InputError(f"predict: {words[0]} is a file, not a text. To answer its rows: --input {words[0]}")
-        rows = list(argument_rows(words, alone))
+        rows = rows_of_words(words, task=task, needed=needed)
         return rows, len(rows)
     if source == "-":
-        if alone is not None and alone.kind == "text" and set(needed) <= {alone.name}:
-            return text_rows(sys.stdin, column=alone.name), None
-        return json_rows(sys.stdin, columns=task.inputs(), needed=needed or [task.argument]), None
+        return rows_of_lines(sys.stdin, task=task, needed=needed or [task.argument]), None
     recorded = recorded_columns(opened.folder)
     table = load_file(
         Path(source or ""), columns=recorded.columns, wanted=task.inputs(), column_sets=task.column_sets,
@@ -172,7 +206,12 @@ def _rows_to_predict(
 @opening
 @click.pass_context
 def verify(context: click.Context, /, adapter: Path, **where: Any) -> None:
-    """Prove that ADAPTER is whole, belongs to its base, and answers as it did."""
+    """Prove that ADAPTER is whole, belongs to its base, and answers as it did; or all adapters below a folder."""
+    from lora_ft.adapters.pool_folder import is_pool
+
+    if is_pool(adapter):
+        verify_pool(adapter, where, debug=context.obj["debug"])
+        return
     refuse_damaged(adapter)
     options = open_options(where, debug=context.obj["debug"])
     from lora_ft.assemble.saved import open_adapter
@@ -200,12 +239,13 @@ def show(adapter: Path, as_json: bool) -> None:
     if as_json:
         click.echo((folder / "manifest.json").read_text(encoding="utf-8"))
     else:
-        open_console().print(screen.manifest_table(manifest, folder))
+        print_table(screen.manifest_table(manifest, folder))
 
 
 @click.command("list")
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
-def list_adapters(folder: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_adapters(folder: Path, as_json: bool) -> None:
     """List the adapters below FOLDER."""
     from lora_ft import screen
     from lora_ft.adapters.manifest import Manifest
@@ -219,4 +259,7 @@ def list_adapters(folder: Path) -> None:
             found.append((adapter, str(error)))
     if not found:
         raise InputError(f"{folder}: there is no adapter below this folder (a folder with a manifest.json)")
-    open_console().print(screen.adapters_table(found))
+    if as_json:
+        click.echo(json.dumps(screen.listed(found), indent=2, ensure_ascii=False))
+    else:
+        print_table(screen.adapters_table(found))

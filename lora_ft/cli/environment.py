@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from lora_ft.assemble.saved import OpenOptions
     from lora_ft.recipe.schema import Recipe, TaskFacts
+    from lora_ft.tasks.base import Task
 
 QUANTIZATIONS = ("as-trained", "none", "nf4", "fp4", "int8")
 
@@ -47,6 +48,12 @@ def refuse_damaged(adapter: Path) -> None:
     from lora_ft.adapters.verify import resolve_adapter, verify_files
 
     verify_files(resolve_adapter(adapter))
+
+
+def needs_rows(task: Task, needed: Sequence[str]) -> bool:
+    """Whether an adapter trained with these input columns answers rows of several, and not one input alone."""
+    alone = {column.name for column in task.inputs()} & {task.argument}
+    return not alone or (len(needed) > 1 and task.argument in needed)
 
 
 def refuse_target(recipe: Recipe, *, overwrite: bool, resume: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 import click
 
 from lora_ft import __version__
-from lora_ft.cli import adapters, adopt, export, merge, recipes
+from lora_ft.cli import adapters, adopt, data, export, merge, recipes
 from lora_ft.errors import InputError, LoraFtError, RecipeError
 
 INTERRUPTED = 130
@@ -26,6 +26,7 @@ def cli(context: click.Context, debug: bool) -> None:
 for verb in (
     recipes.train,
     recipes.check,
+    data.data,
     adapters.evaluate,
     adapters.predict,
     adapters.verify,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,28 @@ import click
 from lora_ft.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.panel import Panel
+    from rich.table import Table
+
+PIPE_WIDTH = 1 << 16
+"""Characters: no table is as wide, so nothing is folded or cut."""
+
+
+def print_table(table: Table) -> None:
+    """Prints a table: as wide as the terminal or as it must be, and into a pipe or a file as wide as it is."""
     from rich.console import Console
 
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    needed = console.measure(table, options=console.options.update(width=PIPE_WIDTH)).minimum
+    console.width = max(console.width, needed)
+    console.print(table)
 
-def open_console() -> Console:
-    """The terminal that tables are printed to."""
+
+def print_panel(panel: Panel) -> None:
+    """Prints a framed text, folded where the terminal ends."""
     from rich.console import Console
 
-    return Console()
+    Console().print(panel)
 
 
 @contextmanager

@@ -6,19 +6,25 @@ import json
 import logging
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lora_ft.cli.environment import (
     cache_dir,
     log_to_stderr,
+    needs_rows,
     quiet_libraries,
     read_checked,
     refuse_target,
     task_facts,
 )
-from lora_ft.cli.output import open_console
+from lora_ft.cli.output import print_panel, print_table
+
+if TYPE_CHECKING:
+    from lora_ft.tasks.base import Task
 
 
 @click.command()
@@ -64,13 +70,33 @@ def train(
     )
     if not main_process:
         return
-    console = open_console()
-    console.print(screen.result_table(result))
+    print_table(screen.result_table(result))
     if result.learned is False:
-        console.print(screen.not_learned(result))
+        print_panel(screen.not_learned(result))
     shown = os.path.relpath(result.folder)
-    example = {"image": "photo.jpg", "audio": "sound.wav"}.get(load_task(checked.task).argument, "'a new text'")
-    console.print(f"adapter: {shown}\nnext:    lora-ft evaluate {shown}\n         lora-ft predict {shown} {example}")
+    needed = result.manifest.run["columns"] if result.manifest is not None else ()
+    predict = predict_command(shown, load_task(checked.task), needed=needed, example=result.example)
+    click.echo(f"adapter: {shown}\nnext:    lora-ft evaluate {shlex.quote(shown)}\n         {predict}")
+
+
+def predict_command(adapter: str, task: Task, *, needed: Sequence[str], example: str) -> str:
+    """A command that asks a new adapter something; it works as it stands.
+
+    Args:
+        adapter: The adapter folder.
+        task: Its task.
+        needed: The input columns that it was trained with.
+        example: A word for the command line, where one input is enough.
+    """
+    folder = shlex.quote(adapter)
+    if not needs_rows(task, needed):
+        return f"lora-ft predict {folder} {shlex.quote(example)}"
+    values = {
+        "texts": ["a", "new", "text"], "messages": [{"role": "user", "content": "a new text"}],
+        "image": "photo.jpg", "audio": "sound.wav",
+    }  # fmt: skip
+    row = {one.name: values.get(one.kind, f"a new {one.name}") for one in task.inputs() if one.name in needed}
+    return f"echo {shlex.quote(json.dumps(row))} | lora-ft predict {folder} --input -"
 
 
 @click.command()

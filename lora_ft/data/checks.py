@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import datasets
 
 from lora_ft.data.contents import (
     OUTSIDE,
+    chats,
     count_names,
     counted_column,
     hashed_inputs,
@@ -19,10 +20,10 @@ from lora_ft.data.contents import (
     text_inputs,
     type_of,
 )
-from lora_ft.data.faults import BadRows, refusal, refuse_most
+from lora_ft.data.faults import refusal, refuse_most
 from lora_ft.data.labels import MULTI, REGRESSION, SINGLE, row_labels
 from lora_ft.data.progress import watched
-from lora_ft.data.rows import Splits, describe_rows, each_value, take_rows
+from lora_ft.data.rows import BadRows, Splits, describe_rows, each_value, take_rows
 from lora_ft.errors import DataError, closest
 from lora_ft.recipe.schema import Column
 
@@ -99,7 +100,8 @@ def check_rows(
         counts = _class_counts(splits, problem_type=problem_type, labels=labels)
     else:
         counts = _name_counts(splits, columns, labels=labels)
-    repeated = _repeated(splits, inputs) if inputs else {}
+    compared = inputs or chats(splits["train"], columns)
+    repeated = _repeated(splits, compared) if compared else {}
     skipped, left_out = (splits.skipped, splits.notes) if isinstance(splits, Splits) else ({}, ())
     return RowReport(
         rows={split: len(table) for split, table in splits.items()},
@@ -117,6 +119,8 @@ def drop_bad_rows(
     *,
     on_bad_row: Literal["error", "skip"],
     description: str = "check rows",
+    hold: bool = False,
+    only: Collection[str] | None = None,
 ) -> Splits:
     """Asks of every row whether it can be used.
 
@@ -125,30 +129,39 @@ def drop_bad_rows(
         fault: A row -> why it cannot be used, with the column's name first; None if it can.
         on_bad_row: `error`: bad rows are refused together; `skip`: they are left out.
         description: What a progress bar says; there is one if it takes longer than two seconds.
+        hold: Whether bad rows that are to be refused are handed on in `bad`; see `load_splits`.
+        only: The splits that are asked; None: all.
 
     Returns:
-        The rows that can be used; those left out are added to `skipped`.
+        The rows that can be used; those left out are added to `skipped`, or to `bad`.
 
     Raises:
         DataError: Bad rows that are not to be skipped, or more than half of a split, with numbers and reasons.
     """
     bad: dict[str, BadRows] = {}
     for split, table in splits.items():
+        if only is not None and split not in only:
+            continue
         rows = watched(enumerate(table), total=len(table), description=f"{description} of {split}")
         faults = [(row, reason) for row, reason in ((row, fault(values)) for row, values in rows) if reason is not None]
         if faults:
-            bad[split] = BadRows(faults, splits.origins[split])
+            total = len(table) + sum(len(group.rows) for group in splits.bad if group.split == split)
+            bad[split] = BadRows(faults, splits.origins[split], split, total)
+    held = (*splits.bad, *bad.values()) if on_bad_row == "error" else splits.bad
+    if held and not hold:
+        raise refusal(sorted(held, key=lambda group: list(splits).index(group.split)))
     if not bad:
         return splits
-    if on_bad_row == "error":
-        raise refusal(list(bad.values()))
     tables, origins, skipped = dict(splits), dict(splits.origins), dict(splits.skipped)
     for split, found in bad.items():
-        refuse_most([found], split=split, rows=len(splits[split]))
+        if on_bad_row == "skip":
+            refuse_most([found], split=split, rows=len(splits[split]))
+            skipped[split] = skipped.get(split, 0) + len(found.rows)
         kept = [row for row in range(len(splits[split])) if row not in found.rows]
         tables[split], origins[split] = take_rows(splits[split], kept), origins[split].take(kept)
-        skipped[split] = skipped.get(split, 0) + len(found.rows)
-    return Splits(tables, origins=origins, label_names=splits.label_names, skipped=skipped, notes=splits.notes)
+    return Splits(
+        tables, origins=origins, label_names=splits.label_names, skipped=skipped, notes=splits.notes, bad=held
+    )
 
 
 def _class_counts(

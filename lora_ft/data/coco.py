@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_ft.data.kinds import box_fault
 from lora_ft.data.rows import FileRows
 from lora_ft.data.values import json_kind
 from lora_ft.errors import DataError
@@ -52,8 +53,9 @@ def coco_rows(file: Path, content: Mapping[str, Any]) -> FileRows:
     paths = [_key(file, entry, "file_name", f"images[{at}]") for at, entry in enumerate(content["images"])]
     numbers = range(1, len(paths) + 1)
     order = tuple(dict.fromkeys(names[number] for number in sorted(names, key=_by_number))) or None
+    shown = [f"{file}, image {path}" for path in paths]
     if "annotations" not in content:
-        return FileRows({"image": paths}, numbers, ours=True, label_names=order)
+        return FileRows({"image": paths}, numbers, ours=True, files=shown, label_names=order)
 
     objects: list[dict[str, list[Any]]] = [{"bbox": [], "category": []} for _ in paths]
     faults: list[tuple[int, str]] = []
@@ -66,14 +68,19 @@ def coco_rows(file: Path, content: Mapping[str, Any]) -> FileRows:
         category = _key(file, entry, "category_id", where)
         if entry.get("iscrowd"):
             crowds += 1
-        elif category not in names:
-            faults.append((image, f"objects: {where}.category_id = {category!r} is not among the categories"))
+            continue
+        told = box_fault(entry.get("bbox"))
+        named = f"objects: annotation {entry['id']}" if "id" in entry else f"objects: {where}"
+        if category not in names:
+            faults.append((image, f"{named}: category_id = {category!r} is not among the categories"))
+        elif told is not None:
+            faults.append((image, f"{named}: bbox {told}"))
         else:
             objects[image]["bbox"].append(entry.get("bbox"))
             objects[image]["category"].append(names[category])
     notes = (f"{file}: {crowds} boxes around crowds (iscrowd) are left out",) if crowds else ()
     columns = {"image": paths, "objects": objects}
-    return FileRows(columns, numbers, ours=True, faults=faults, label_names=order, notes=notes)
+    return FileRows(columns, numbers, ours=True, files=shown, faults=faults, label_names=order, notes=notes)
 
 
 def _by_number(number: Any) -> tuple[bool, Any]:

@@ -52,7 +52,13 @@ def conll_rows(file: Path, text: str) -> FileRows:
     columns = {"tokens": [[fields[0] for _, fields in sentence] for sentence in kept]}
     if width > 1:
         columns["tags"] = [[fields[-1] for _, fields in sentence] for sentence in kept]
-    return FileRows(columns, [sentence[0][0] for sentence in kept], ours=True, faults=faults)
+    line, (word, *_) = kept[0][0]
+    untagged = (
+        f"{file}:{line}: the line has one field ({word!r}) where two are needed: a word, and its tag in the last one"
+    )
+    return FileRows(
+        columns, [sentence[0][0] for sentence in kept], ours=True, faults=faults, lacks="" if width > 1 else untagged
+    )
 
 
 def _lines(text: str) -> Iterator[Line]:

@@ -29,6 +29,11 @@ def text_inputs(table: datasets.Dataset, columns: Sequence[Column]) -> list[Colu
     ]
 
 
+def chats(table: datasets.Dataset, columns: Sequence[Column]) -> list[Column]:
+    """The first column of chats, whose turns are given and learned at once."""
+    return [one for one in columns if one.kind == "messages" and one.name in table.column_names][:1]
+
+
 def is_empty(value: Any) -> bool:
     """Whether a value of a text kind says nothing."""
     parts = (

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from lora_ft.data.rows import Origin
+from lora_ft.data.rows import BadRows, Splits
 from lora_ft.errors import DataError
 
-SHOWN_REASONS = 10
-SKIP = ", or leave them out with `dataset.on_bad_row: skip`"
-
-
-@dataclass(frozen=True)
-class BadRows:
-    """The bad rows of one file, or of one split.
-
-    Attributes:
-        faults: Position of a row, and the reason with the column first; in the order of the rows.
-        origin: Where the rows came from, bad and good.
-    """
-
-    faults: Sequence[tuple[int, str]]
-    origin: Origin
-
-    @property
-    def rows(self) -> set[int]:
-        """The positions of the bad rows; a row may have several faults."""
-        return {row for row, _ in self.faults}
+SHOWN_REASONS = 5
+SKIP = ", or write `dataset.on_bad_row: skip`"
 
 
 def reason_of(column: str, told: str) -> str:
@@ -36,29 +17,40 @@ def reason_of(column: str, told: str) -> str:
 
 
 def refusal(bad: Sequence[BadRows], *, remedy: str = SKIP) -> DataError:
-    """The error that lists bad rows with their reasons, rows of the same reason together.
+    """The error that lists bad rows with their reasons by split, rows of the same reason together.
 
     Args:
         bad: The bad rows; at least one.
         remedy: What else can be done than mending them.
     """
-    told: list[tuple[BadRows, str, list[int]]] = []
-    for group in bad:
-        rows_of: dict[str, list[int]] = {}
-        for row, reason in group.faults:
-            rows_of.setdefault(reason, []).append(row)
-        told += [(group, reason, rows) for reason, rows in rows_of.items()]
-    advice = f"Expected a value in every row: fill these in or take them out{remedy}"
-    if len(told) == 1:
-        group, reason, rows = told[0]
-        return DataError(
-            f"{group.origin.describe(rows)}: {reason} in {len(rows)} of {len(group.origin.number)} rows. {advice}"
-        )
-    lines = [f"{group.origin.describe(rows)}: {reason}" for group, reason, rows in told[:SHOWN_REASONS]]
-    if len(told) > SHOWN_REASONS:
-        lines.append(f"... and {len(told) - SHOWN_REASONS} more faults")
-    count, total = sum(len(group.rows) for group in bad), sum(len(group.origin.number) for group in bad)
-    return DataError("\n".join([*lines, f"{count} of {total} rows cannot be used. {advice}"]))
+    told = [_told(group) for group in bad]
+    if [len(reasons) for reasons in told] == [1]:
+        (group,), ((where, reason),) = bad, told[0]
+        rows = f"{len(group.rows)} of {group.of} rows{f' of {group.split}' if group.split else ''}"
+        return DataError(f"{where}: {reason} in {rows}. {_advice(len(group.rows), remedy)}")
+    lines: list[str] = []
+    for split in dict.fromkeys(group.split for group in bad):
+        groups = [group for group in bad if group.split == split]
+        own = [reasons for group, reasons in zip(bad, told, strict=True) if group.split == split]
+        count, total, file = sum(len(group.rows) for group in groups), max(one.of for one in groups), _only_file(groups)
+        header = ", ".join(name for name in (split, file) if name)
+        lines.append(f"{header}{': ' if header else ''}{count} of {total} rows cannot be used")
+        for reasons in own:
+            places = ((where.removeprefix(f"{file}, "), reason) for where, reason in reasons[:SHOWN_REASONS])
+            lines += [f"  {place}: {reason}" for place, reason in places]
+            if len(reasons) > SHOWN_REASONS:
+                lines.append(f"  ... and {len(reasons) - SHOWN_REASONS} more faults")
+    return DataError("\n".join([*lines, _advice(sum(len(group.rows) for group in bad), remedy)]))
+
+
+def refuse_held(splits: Splits) -> None:
+    """Refuses the bad rows that were held back to be told with others.
+
+    Raises:
+        DataError: There are some; lists them.
+    """
+    if splits.bad:
+        raise refusal(splits.bad)
 
 
 def refuse_most(bad: Sequence[BadRows], *, split: str, rows: int) -> None:
@@ -73,3 +65,26 @@ def refuse_most(bad: Sequence[BadRows], *, split: str, rows: int) -> None:
             f"{refusal(bad, remedy='')}\n{split}: {count} of {rows} rows would be left out, too many to skip. "
             "Check `dataset.columns` and the other words of `dataset`"
         )
+
+
+def _told(group: BadRows) -> list[tuple[str, str]]:
+    """Where and why, one for each reason; a file that is named before its reason is not named in it too."""
+    origin = group.origin
+    rows_of: dict[str, list[int]] = {}
+    for row, reason in group.faults:
+        name = origin.names[origin.source[row]]
+        rows_of.setdefault(reason.replace(f"{name}: ", ""), []).append(row)
+    return [(origin.describe(rows), reason) for reason, rows in rows_of.items()]
+
+
+def _only_file(bad: Sequence[BadRows]) -> str:
+    """The file that all bad rows are in; empty where they are in several, or are files themselves."""
+    places = [
+        (group.origin.names[group.origin.source[row]], group.origin.number[row]) for group in bad for row in group.rows
+    ]
+    names = {name for name, _ in places}
+    return names.pop() if len(names) == 1 and all(number for _, number in places) else ""
+
+
+def _advice(rows: int, remedy: str) -> str:
+    return f"Mend or remove {'it' if rows == 1 else 'them'}{remedy}"

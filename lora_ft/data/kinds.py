@@ -42,6 +42,7 @@ FEATURES: dict[ColumnKind, Any] = {
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 UNKNOWN_START = -1
+TURN = "role and content"
 
 
 def reader_of(kind: ColumnKind, *, cells: bool = False, folder: Path | None = None) -> Callable[[Any], Any]:
@@ -98,8 +99,21 @@ def with_class_names(value: Any, feature: Any) -> Any:
     return value
 
 
+def box_fault(box: Any) -> str | None:
+    """Why a value is no box, read on after its name; None if it is one."""
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
+        return f"= {box!r}: expected [x, y, width, height] in pixels"
+    if box[2] <= 0 or box[3] <= 0:
+        return f"= {box!r}: the box has no area, expected width and height above 0"
+    return None
+
+
 def _text(value: Any) -> str:
     text = text_of(value)
+    if isinstance(value, list) and value and isinstance(value[0], Mapping) and {"role", "content"} <= set(value[0]):
+        raise BadValue(
+            "is a chat (messages with role and content), expected a text; `lora-ft tasks` names columns for chats"
+        )
     if text is None:
         raise BadValue("is a list or an object" if isinstance(value, list | dict) else "is null")
     return text
@@ -172,7 +186,8 @@ def _looks_like_answers(parsed: Any) -> bool:
 
 def _messages(value: Any, *, cells: bool) -> list[dict[str, str]]:
     messages = []
-    for index, record in enumerate(_records(_parsed(value, cells=cells), ("role", "content", "from", "value"))):
+    parsed = _parsed(value, cells=cells, told=TURN)
+    for index, record in enumerate(_records(parsed, ("role", "content", "from", "value"), told=TURN)):
         if "from" in record and "role" not in record:
             sender, content = record["from"], _key(record, "value", index)
             role = SHAREGPT_ROLES.get(str(sender))
@@ -192,21 +207,21 @@ def _objects(value: Any, *, cells: bool) -> dict[str, list[Any]]:
     boxes, names = [], []
     for index, record in enumerate(_records(_parsed(value, cells=cells), ("bbox", "category"))):
         box = _key(record, "bbox", index)
-        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
-            raise BadValue(f".bbox[{index}] = {box!r}: expected [x, y, width, height] in pixels")
-        if box[2] <= 0 or box[3] <= 0:
-            raise BadValue(f".bbox[{index}] = {box!r}: the box has no area, expected width and height above 0")
+        told = box_fault(box)
+        if told is not None:
+            raise BadValue(f".bbox[{index}] {told}")
         boxes.append([float(side) for side in box])
         names.append(_name(_key(record, "category", index), f".category[{index}]"))
     return {"bbox": boxes, "category": names}
 
 
-def _parsed(value: Any, *, cells: bool) -> Any:
+def _parsed(value: Any, *, cells: bool, told: str = "") -> Any:
     if not cells or not isinstance(value, str):
         return value
     parsed = _json_or_none(value)
     if not isinstance(parsed, list | dict):
-        raise BadValue(f"= {value[:60]!r}: a cell of this column is JSON, expected a list of objects")
+        more = f" with {told}" if told else ""
+        raise BadValue(f"= {value[:60]!r}: a cell of this column is JSON, expected a list of objects{more}")
     return parsed
 
 
@@ -217,8 +232,9 @@ def _json_or_none(text: str) -> Any:
         return None
 
 
-def _records(value: Any, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-    """A list of objects: as it is, or an object of lists turned round, or one object alone."""
+def _records(value: Any, keys: Sequence[str], *, told: str = "") -> list[Mapping[str, Any]]:
+    """A list of objects: as it is, or an object of lists turned round, or one object alone; `told` names its keys."""
+    told = told or ", ".join(keys[:3])
     if isinstance(value, Mapping):
         picked = {key: value[key] for key in keys if key in value}
         if not any(isinstance(part, list) for part in picked.values()):
@@ -230,10 +246,10 @@ def _records(value: Any, keys: Sequence[str]) -> list[Mapping[str, Any]]:
             raise BadValue(f"has lists of different lengths: {told}")
         return [dict(zip(picked, parts, strict=True)) for parts in zip(*picked.values(), strict=True)]
     if not isinstance(value, list | tuple):
-        raise BadValue(f"is {json_kind(value)}, expected a list of objects with {', '.join(keys[:3])}")
+        raise BadValue(f"is {json_kind(value)}, expected a list of objects with {told}")
     for index, part in enumerate(value):
         if not isinstance(part, Mapping):
-            raise BadValue(f"[{index}] is {json_kind(part)}, expected an object with {', '.join(keys[:3])}")
+            raise BadValue(f"[{index}] is {json_kind(part)}, expected an object with {told}")
     return list(value)
 
 

@@ -68,6 +68,33 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class BadRows:
+    """The bad rows of one file, or of one split.
+
+    Attributes:
+        faults: Position of a row, and the reason with the column first; in the order of the rows.
+        origin: Where the rows came from, bad and good.
+        split: The split that they are of; empty where there are no splits.
+        total: How many rows the whole split has; None: as many as `origin`.
+    """
+
+    faults: Sequence[tuple[int, str]]
+    origin: Origin
+    split: str = ""
+    total: int | None = None
+
+    @property
+    def rows(self) -> set[int]:
+        """The positions of the bad rows; a row may have several faults."""
+        return {row for row, _ in self.faults}
+
+    @property
+    def of(self) -> int:
+        """How many rows the whole split has."""
+        return len(self.origin.number) if self.total is None else self.total
+
+
+@dataclass(frozen=True)
 class FileRows:
     """What a reader of one format makes of one file, a folder, or several files of one row each.
 
@@ -80,6 +107,7 @@ class FileRows:
         faults: Rows that the reader could not understand: position, and the reason with the column first.
         label_names: The order that the file gives its labels, or None.
         notes: What was left out on purpose, one line each.
+        lacks: Why a column that the format may have is not there; empty: all are.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -90,6 +118,7 @@ class FileRows:
     faults: Sequence[tuple[int, str]] = ()
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    lacks: str = ""
 
     def origin(self, name: str) -> Origin:
         """Where the rows came from, for messages."""
@@ -106,6 +135,7 @@ class Splits(dict[str, datasets.Dataset]):
             columns, COCO categories, folders of classes).
         skipped: Split name -> bad rows that were left out; without the splits that have none.
         notes: What else was left out in reading, one line each.
+        bad: Bad rows that are not among the rows and must be refused, with those that are found later.
     """
 
     def __init__(
@@ -116,12 +146,14 @@ class Splits(dict[str, datasets.Dataset]):
         label_names: tuple[str, ...] | None = None,
         skipped: Mapping[str, int] | None = None,
         notes: tuple[str, ...] = (),
+        bad: Sequence[BadRows] = (),
     ) -> None:
         super().__init__(tables)
         self.origins = dict(origins)
         self.label_names = label_names
         self.skipped = dict(skipped or {})
         self.notes = notes
+        self.bad = tuple(bad)
 
 
 def describe_rows(splits: Mapping[str, datasets.Dataset], split: str, indices: Sequence[int]) -> str:

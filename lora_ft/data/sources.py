@@ -14,11 +14,11 @@ from typing import Any, Literal
 import datasets
 
 from lora_ft.data.columns import ColumnSets, Mapped, is_target
-from lora_ft.data.faults import BadRows, refusal, refuse_most
+from lora_ft.data.faults import refusal, refuse_most
 from lora_ft.data.files import SampleBy, file_format
 from lora_ft.data.hub import load_tables
 from lora_ft.data.reading import Reading
-from lora_ft.data.rows import Origin, Splits, each_value, take_rows, with_column
+from lora_ft.data.rows import BadRows, Origin, Splits, each_value, take_rows, with_column
 from lora_ft.data.splits import split_rows
 from lora_ft.data.tables import Part, read_part, table_part
 from lora_ft.data.values import settle_types
@@ -35,6 +35,7 @@ def load_splits(
     seed: int,
     offline: bool,
     column_sets: ColumnSets | None = None,
+    hold: bool = False,
 ) -> Splits:
     """Loads the rows of all splits.
 
@@ -44,6 +45,8 @@ def load_splits(
         seed: Seed of the shares that are split off from the training rows.
         offline: Never ask a hub.
         column_sets: Problem type -> columns, one set of which must be complete in all files.
+        hold: Whether bad rows that are to be refused are handed on in `bad`, to be told with those that are found later
+            (`refuse_held`); no share is split off then.
 
     Returns:
         `train`, `validation`, `test` (those present) -> rows with our column names only: values as
@@ -73,9 +76,14 @@ def load_splits(
                 f"dataset.{split} = {share}: there is a {split} split already. Expected one of the "
                 f"two: take out the share, or the {split} {'files' if dataset.data_files else 'split'}"
             )
+    bad = _bad_rows(read)
+    if bad and dataset.on_bad_row == "error" and not hold:
+        raise refusal(bad)
     parts, skipped = _usable(read, on_bad_row=dataset.on_bad_row)
     splits = _join(parts, skipped=skipped)
-    if not shares:
+    if bad and dataset.on_bad_row == "error":
+        splits.skipped, splits.bad = {}, tuple(bad)
+    if not shares or splits.bad:
         return splits
     train, origin = splits["train"], splits.origins["train"]
     chosen = split_rows(_labels_of(train), shares=shares, seed=seed)
@@ -204,18 +212,26 @@ def _each_part(dataset: DatasetSection, reading: Reading, *, offline: bool) -> I
                 yield split, part
 
 
+def _bad_rows(parts: Mapping[str, Sequence[Part]]) -> list[BadRows]:
+    """The bad rows of all files, split by split."""
+    totals = {split: sum(len(part.table) for part in group) for split, group in parts.items()}
+    return [
+        BadRows(part.faults, part.origin, split, totals[split])
+        for split, group in parts.items()
+        for part in group
+        if part.faults
+    ]
+
+
 def _usable(
     parts: Mapping[str, Sequence[Part]], *, on_bad_row: Literal["error", "skip"]
 ) -> tuple[dict[str, list[Part]], dict[str, int]]:
-    """The parts without their bad rows, and how many these were; or the error that lists them all."""
-    bad = {
-        split: [BadRows(part.faults, part.origin) for part in group if part.faults] for split, group in parts.items()
-    }
-    every = [group for groups in bad.values() for group in groups]
-    if every and on_bad_row == "error":
-        raise refusal(every)
-    for split, groups in bad.items():
-        refuse_most(groups, split=split, rows=sum(len(part.table) for part in parts[split]))
+    """The parts without their bad rows, and how many these were; too many are not left out."""
+    found = _bad_rows(parts)
+    bad = {split: [group for group in found if group.split == split] for split in parts}
+    if on_bad_row == "skip":
+        for split, groups in bad.items():
+            refuse_most(groups, split=split, rows=sum(len(part.table) for part in parts[split]))
     kept = {
         split: [part.without({row for row, _ in part.faults}) if part.faults else part for part in group]
         for split, group in parts.items()

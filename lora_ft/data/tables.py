@@ -142,7 +142,12 @@ def table_part(table: datasets.Dataset, where: str, reading: Reading, *, folder:
 
 def _rows_part(rows: FileRows, where: str, reading: Reading, *, folder: Path) -> Part:
     """What a reader of a text format made of a file, values canonical."""
-    column_set, found = reading.find(rows.columns, where, ours=rows.ours)
+    try:
+        column_set, found = reading.find(rows.columns, where, ours=rows.ours)
+    except DataError as error:
+        if not rows.lacks:
+            raise
+        raise DataError(f"{error}\n{rows.lacks}") from error
     faults = list(rows.faults)
     broken = {row for row, _ in faults}
     made = {

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import datasets
 import numpy as np
 
+from lora_ft.adapters.manifest import Manifest
 from lora_ft.assemble.encode import has_targets, references_of
 from lora_ft.assemble.prepare import fitting_rows, label_column, sets_of, usable_rows
 from lora_ft.assemble.recorded import RecordedColumns
@@ -20,6 +21,26 @@ from lora_ft.data.sources import load_rows, load_splits
 from lora_ft.errors import DataError
 from lora_ft.metrics.intervals import RESAMPLES, Interval, bootstrap_intervals, paired_intervals
 from lora_ft.recipe.schema import Recipe
+from lora_ft.tasks.base import Problem, Task
+
+
+class Described(Protocol):
+    """What has to be known of an adapter in order to find its rows."""
+
+    @property
+    def task(self) -> Task:
+        """Its task."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it says of itself."""
+        ...
+
+    @property
+    def problem(self) -> Problem:
+        """What it was trained for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class Comparison:
         }
 
 
-def rows_of_recipe(adapter: SavedAdapter, recipe: Recipe, split: str | None) -> tuple[str, datasets.Dataset]:
+def rows_of_recipe(adapter: Described, recipe: Recipe, split: str | None) -> tuple[str, datasets.Dataset]:
     """Rows of a split of the recipe that made the adapter: the test split if there is one, else validation.
 
     Raises:
@@ -110,7 +131,7 @@ def rows_of_file(adapter: SavedAdapter, file: Path, recorded: RecordedColumns) -
 
 
 def canonical(
-    adapter: SavedAdapter, splits: Splits, *, on_bad_row: Literal["error", "skip"]
+    adapter: Described, splits: Splits, *, on_bad_row: Literal["error", "skip"]
 ) -> Mapping[str, datasets.Dataset]:
     """The rows that can be measured, with labels as the manifest names them."""
     task, manifest = adapter.task, adapter.manifest

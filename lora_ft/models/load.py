@@ -114,9 +114,9 @@ def load_base(
     if "pad_token_id" not in config:
         _share_pad_token(base, model, trust_remote_code=trust_remote_code)
     kind = quantization_kind(quantization_config)
-    new = " (new)" if found.new else ""
+    named = f"{', '.join(found.names)} (new)" if found.new else "the base's own"
     kept = f", running statistics of {norms} norms kept" if norms else ""
-    logger.info("base %s: %s, head %s%s%s", base.name, kind or model.dtype, found.names, new, kept)
+    logger.info("base %s: %s; head: %s%s", base.name, kind or model.dtype, named, kept)
     return Base(model=model, head=found.names, new_head=found.new, quantization=kind)
 
 

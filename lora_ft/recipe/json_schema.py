@@ -26,6 +26,7 @@ from lora_ft.recipe.sections import REQUIRED_KEYS
 from lora_ft.recipe.words import (
     OPTIONAL_SECTIONS,
     REQUIRED_SECTIONS,
+    SECTIONS,
     TASK_SECTIONS,
     columns_of,
     keys_of,
@@ -55,7 +56,7 @@ def json_schema(tasks: Mapping[str, TaskFacts]) -> dict[str, Any]:
         "task": {"enum": sorted(tasks), "description": helps["task"]},
         "offline": {"type": "boolean", "default": False, "description": helps["offline"]},
     }
-    for section in (*REQUIRED_SECTIONS, *OPTIONAL_SECTIONS):
+    for section in SECTIONS:
         if section == "peft_config":
             properties[section] = _peft_config() | {"description": helps[section]}
             continue

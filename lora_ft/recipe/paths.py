@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -13,6 +14,7 @@ from lora_ft.recipe.draft import Draft, reads_media
 from lora_ft.recipe.faults import Fault, KeyPath, nearest
 from lora_ft.recipe.peek import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SUFFIXES, suffix_of
 
+NEAR = 0.6
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -178,10 +180,15 @@ def _expand(pattern: str, folder: Path, *, folders: bool) -> list[str]:
     return found
 
 
+def _like(one: str, other: str) -> bool:
+    """Whether two names without their endings are near: all files of a folder may have the same ending."""
+    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio() >= NEAR
+
+
 def _near(path: Path, text: str) -> str:
     """The nearest name that exists, or the first folder on the way that does not."""
     if os.access(path.parent, os.R_OK):
-        near = nearest(path.name, sorted(one.name for one in path.parent.iterdir()))
+        near = nearest(path.name, sorted(one.name for one in path.parent.iterdir() if _like(one.stem, path.stem)))
         if near:
             start = text[: len(text) - len(Path(text).name)] if text.endswith(Path(text).name) else ""
             return near.replace(" Did you mean '", f" Did you mean '{start}", 1)

@@ -27,6 +27,8 @@ RULES: tuple[Rule, ...] = (
     rules_model.some_quantization,
     rules_model.bnb_4bit_options_need_4bit,
     rules_model.folder_has_no_revision,
+    rules_model.base_is_of_a_known_family,
+    rules_model.texts_leave_room_for_tokens,
     rules_model.texts_fit_the_base,
     rules_model.output_is_outside_the_base,
     rules_adapter.peft_optimizer_needs_lora,

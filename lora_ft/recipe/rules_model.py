@@ -8,6 +8,7 @@ from pathlib import Path
 from lora_ft.recipe.bases import base_config, most_tokens
 from lora_ft.recipe.device import find_device
 from lora_ft.recipe.draft import Draft
+from lora_ft.recipe.families import unknown_family
 from lora_ft.recipe.faults import Fault
 
 BF16 = ("bf16", "bf16_full_eval")
@@ -88,6 +89,26 @@ def folder_has_no_revision(draft: Draft) -> Iterator[Fault]:
         name = draft.value(section, key)
         if name is not None and Path(name).is_absolute() and draft.value(section, "revision") is not None:
             yield Fault((section, "revision"), f"{section}.{key} is a folder, which has no revisions. Leave it out")
+
+
+def base_is_of_a_known_family(draft: Draft) -> Iterator[Fault]:
+    """A base of a family that the task has no model for, such as one without a decoder for text to text."""
+    name = draft.value("model", "pretrained_model_name_or_path")
+    if draft.task is None or name is None:
+        return
+    config = base_config(name, revision=draft.value("model", "revision"))
+    told = unknown_family(config, draft.task.auto_classes, task=draft.task.name)
+    if told is not None:
+        yield Fault(("model", "pretrained_model_name_or_path"), told)
+
+
+def texts_leave_room_for_tokens(draft: Draft) -> Iterator[Fault]:
+    """A length that leaves no room for a text."""
+    length = draft.value("processor", "max_length")
+    if draft.task is None or not isinstance(length, int) or isinstance(length, bool):
+        return
+    if 1 <= length < draft.task.least_tokens:
+        yield Fault(("processor", "max_length"), f"expected {draft.task.least_tokens} tokens or more")
 
 
 def texts_fit_the_base(draft: Draft) -> Iterator[Fault]:

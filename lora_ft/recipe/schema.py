@@ -55,6 +55,8 @@ class TaskFacts:
         weighs_classes: Whether `loss.class_weight` means something.
         smooths_labels: Whether `training_args.label_smoothing_factor` means something.
         starting_point: For `init`: a base, and a training file.
+        auto_classes: Names of transformers' auto classes that build its models; empty: not known.
+        least_tokens: The least `processor.max_length` that leaves room for a text.
     """
 
     name: str
@@ -69,6 +71,8 @@ class TaskFacts:
     weighs_classes: bool = False
     smooths_labels: bool = False
     starting_point: tuple[str, str] = ("google-bert/bert-base-uncased", "data/train.csv")
+    auto_classes: tuple[str, ...] = ()
+    least_tokens: int = 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lora_ft.recipe.owned import OWNED, RENAMED
 from lora_ft.recipe.schema import TaskFacts
 from lora_ft.recipe.values import problems, unknown_key
 from lora_ft.recipe.words import (
+    DEFAULTED_SECTION,
     OPTIONAL_SECTIONS,
     REQUIRED_SECTIONS,
     SECTIONS,
@@ -58,6 +59,8 @@ def check_sections(draft: Draft, tasks: Mapping[str, TaskFacts]) -> list[Fault]:
     faults = list(_check_top(draft, tasks))
     for section in SECTIONS:
         written, raw = draft.document.find((section,))
+        if not written and section == DEFAULTED_SECTION:
+            draft.values[section] = {}
         if not written or (raw is None and section in OPTIONAL_SECTIONS):
             continue
         if not isinstance(raw, dict):

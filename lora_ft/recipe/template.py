@@ -68,13 +68,23 @@ NEEDS = {"truncation": "max_length"}
 """Without the other key it means something else: a sound that is cut no longer has its transcript."""
 
 WHAT_THEY_DO = {
-    "max_length": "tokens; longer texts are cut, or read in windows",
+    "max_length": "tokens; longer texts are cut",
     "stride": "tokens that two windows share",
     "max_target_length": "tokens of what is to be learned",
     "max_new_tokens": "the longest answer",
     "num_beams": "more: a wider search, and a slower one",
     "do_sample": "true draws the words at random: temperature and top_p say how",
 }
+
+
+WINDOW = "tokens of a window; longer texts are read in several, nothing is cut"
+"""What `max_length` does where there is a `stride`."""
+
+SAY_IT = """
+# Arguments of the processor. Multilingual Whisper must be told what is spoken, unless it is English.
+# processor: {language: german}
+"""
+"""For a task whose only key that a start may want depends on the base."""
 
 
 def template(task: TaskFacts) -> str:
@@ -97,6 +107,7 @@ def template(task: TaskFacts) -> str:
         columns=_lines([(f"{one.name}: {one.name}", one.help) for one in first_columns(task)], indent=4),
     )
     text += _section("processor", "Arguments of the processor.", task.processor_fields, PROCESSOR)
+    text += SAY_IT if "language" in task.processor_fields else ""
     comment = "Fields of transformers' GenerationConfig: how answers are made when they are measured and predicted."
     text += _section("generation_config", comment, task.generation_fields, GENERATION)
     return text + TRAINING.format(task=task.name)
@@ -117,7 +128,8 @@ def _section(section: str, comment: str, fields: Mapping[str, FieldTypes], value
     }
     if not chosen:
         return ""
-    keys = _lines([(f"{key}: {shown(value)}", WHAT_THEY_DO.get(key, "")) for key, value in chosen.items()], indent=2)
+    meanings = WHAT_THEY_DO | ({"max_length": WINDOW} if "stride" in chosen else {})
+    keys = _lines([(f"{key}: {shown(value)}", meanings.get(key, "")) for key, value in chosen.items()], indent=2)
     return SECTION.format(comment=comment, section=section, keys=keys)
 
 

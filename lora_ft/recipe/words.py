@@ -41,12 +41,15 @@ from lora_ft.recipe.schema import (
 SPLITS = ("train", "validation", "test")
 
 TOP = ("task", "offline")
-REQUIRED_SECTIONS = ("model", "peft_config", "dataset", "training_args")
+REQUIRED_SECTIONS = ("model", "dataset", "training_args")
+DEFAULTED_SECTION = "peft_config"
+"""Left out it means LoRA with our defaults; what it must not be is null."""
+
 TASK_SECTIONS = ("processor", "generation_config", "augmentation")
 """Sections whose keys are the task's."""
 
 OPTIONAL_SECTIONS = ("quantization_config", *TASK_SECTIONS, "loss", "optimizer", "early_stopping")
-SECTIONS = (*REQUIRED_SECTIONS, *OPTIONAL_SECTIONS)
+SECTIONS = ("model", DEFAULTED_SECTION, "dataset", "training_args", *OPTIONAL_SECTIONS)
 
 OPTIONAL_STR = any_of([STR, NULL])
 LABEL = any_of([STR, INT, BOOL])

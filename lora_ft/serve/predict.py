@@ -12,13 +12,11 @@ import datasets
 
 from lora_ft.assemble.saved import SavedAdapter
 from lora_ft.data.kinds import reader_of
-from lora_ft.data.media import AUDIO_ENDINGS, IMAGE_ENDINGS
+from lora_ft.data.media import ENDINGS
 from lora_ft.data.values import BadValue
 from lora_ft.errors import DataError
 from lora_ft.models.precision import autocast_context
 from lora_ft.recipe.schema import Column
-
-ENDINGS = {"image": IMAGE_ENDINGS, "audio": AUDIO_ENDINGS}
 
 
 def predict(
@@ -118,12 +116,14 @@ def json_rows(lines: Iterable[str], *, columns: Sequence[Column], needed: Sequen
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        expected = f"Expected an object with {', '.join(needed)}"
+        expected = f"Expected an object with {', '.join(needed) or 'the columns of a row'}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"line {number}: not JSON: {error}. {expected}") from error
-        missing = [name for name in needed if not isinstance(row, dict) or row.get(name) is None]
+        if not isinstance(row, dict):
+            raise DataError(f"line {number}: not a JSON object. {expected}")
+        missing = [name for name in needed if row.get(name) is None]
         if missing:
             raise DataError(f"line {number}: nothing under {missing[0]!r}. {expected}")
         for column in columns:

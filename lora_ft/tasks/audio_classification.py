@@ -45,6 +45,7 @@ class AudioClassification(Task):
     lazy: ClassVar[bool] = True
     weighs_classes: ClassVar[bool] = True
     smooths_labels: ClassVar[bool] = True
+    changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("facebook/wav2vec2-base", "data/train")
 
     def settings(

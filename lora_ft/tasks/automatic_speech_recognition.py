@@ -48,6 +48,7 @@ class AutomaticSpeechRecognition(Task):
     augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
     argument: ClassVar[str] = "audio"
     lazy: ClassVar[bool] = True
+    changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("openai/whisper-small", "data/train.csv")
 
     def model_class(self, problem_type: str) -> str:

@@ -80,6 +80,7 @@ class Task(ABC):
         smooths_labels: Whether `label_smoothing_factor` means something.
         least_tokens: The least `processor.max_length` that leaves room for a text.
         asks_bare_base: Whether what it measures needs the answers of the base without its adapter too.
+        changes_model: Whether its functions change the model while they are called, so that threads must take turns.
         starting_point: For `lora-ft init`: a base, and a training file.
     """
 
@@ -103,6 +104,7 @@ class Task(ABC):
     smooths_labels: ClassVar[bool] = False
     least_tokens: ClassVar[int] = 1
     asks_bare_base: ClassVar[bool] = False
+    changes_model: ClassVar[bool] = False
     starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-uncased", "data/train.csv")
 
     # What the rows and the base make of it

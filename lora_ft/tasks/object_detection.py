@@ -51,6 +51,7 @@ class ObjectDetection(Task):
     augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = augmentation.DETECTION_FIELDS
     argument: ClassVar[str] = "image"
     lazy: ClassVar[bool] = True
+    changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("hustvl/yolos-tiny", "data/train.json")
 
     def vocabulary(self, rows: Iterable[Mapping[str, Any]], *, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class PreferenceTuning(Task):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
     asks_bare_base: ClassVar[bool] = True
+    least_tokens: ClassVar[int] = SHORTEST
     columns: ClassVar[tuple[Column, ...]] = (
         Column("prompt", "text", False, "what both answers follow; with a chat model, what the user says"),
         Column("chosen", "text", False, "the better answer", target=True),
@@ -59,6 +60,7 @@ class PreferenceTuning(Task):
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
     loss_types: ClassVar[tuple[str, ...]] = ("sigmoid", "hinge", "ipo", "apo_zero", "orpo")
     argument: ClassVar[str] = "prompt"
+    changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("Qwen/Qwen2.5-0.5B", "data/train.jsonl")
 
     def settings(

@@ -45,6 +45,7 @@ class Text2TextGeneration(Task):
     }
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
     smooths_labels: ClassVar[bool] = True
+    changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("google-t5/t5-small", "data/train.csv")
 
     def settings(

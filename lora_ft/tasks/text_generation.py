@@ -65,6 +65,7 @@ class TextGeneration(Task):
     argument: ClassVar[str] = "prompt"
     smooths_labels: ClassVar[bool] = True
     least_tokens: ClassVar[int] = SHORTEST
+    changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("Qwen/Qwen2.5-0.5B-Instruct", "data/train.jsonl")
 
     def settings(

@@ -157,10 +157,8 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
             overwrite=options.overwrite,
         )
     trainer.accelerator.wait_for_everyone()
-    return TrainResult(
-        folder, manifest, metrics, baseline.metrics, learned, main_metric.removeprefix("eval_"), seconds,
-        example=prepared.task.example_word(prepared.problem),
-    )  # fmt: skip
+    main, example = main_metric.removeprefix("eval_"), prepared.task.example_word(prepared.problem)
+    return TrainResult(folder, manifest, metrics, baseline.metrics, learned, main, seconds, example)
 
 
 def fit(trainer: AdapterTrainer, interrupt: InterruptCallback, *, checkpoint: Path | None) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from lora_ft.adapters.optimizers import make_optimizer
@@ -156,6 +158,21 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         )
         loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes adapter and head of a checkpoint, as they are saved at the end, and the arguments.
+
+        peft (0.21) would look whether the vocabulary has grown, on the hub where it can, and fails on bases without
+        embeddings of tokens (wav2vec2 with letters of its own).
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.unwrap_model(self.model).save_pretrained(
+            str(folder), state_dict=state_dict, save_embedding_layers=False
+        )
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def training_step(
         self,

@@ -56,21 +56,46 @@ def test_all_faults_of_all_files_are_in_one_error_by_file_row_and_column(tmp_pat
     two = lines(tmp_path / "b.jsonl", {"tokens": [None], "tags": ["O", ""]}, GOOD)
     message = fault(section(train=one, validation=two))
     assert message.splitlines() == [
-        f"{one}, row 2: tokens is a text, expected a list of texts",
-        f"{one}, rows 4, 5: tags is null, expected a list of labels",
-        f"{two}, row 1: tokens[0] is null, expected a text",
-        f"{two}, row 1: tags[1] is empty or null, expected a label",
-        "4 of 7 rows cannot be used. Expected a value in every row: fill these in or take them out, or leave them out "
-        "with `dataset.on_bad_row: skip`",
+        f"train, {one}: 3 of 5 rows cannot be used",
+        "  row 2: tokens is a text, expected a list of texts",
+        "  rows 4, 5: tags is null, expected a list of labels",
+        f"validation, {two}: 1 of 2 rows cannot be used",
+        "  row 1: tokens[0] is null, expected a text",
+        "  row 1: tags[1] is empty or null, expected a label",
+        "Mend or remove them, or write `dataset.on_bad_row: skip`",
     ]
 
 
-def test_ten_reasons_are_listed_and_the_others_counted(tmp_path: Path) -> None:
+def test_the_count_is_of_the_rows_of_the_whole_split(tmp_path: Path) -> None:
+    one, two = lines(tmp_path / "a.jsonl", GOOD, BAD), lines(tmp_path / "b.jsonl", GOOD, {"tokens": "a", "tags": ["O"]})
+    assert fault(section(train=[one, two])).splitlines() == [
+        "train: 2 of 4 rows cannot be used",
+        f"  {one}, row 2: tags is null, expected a list of labels",
+        f"  {two}, row 2: tokens is a text, expected a list of texts",
+        "Mend or remove them, or write `dataset.on_bad_row: skip`",
+    ]
+    assert fault(section(train=[two])) == (
+        f"{two}, row 2: tokens is a text, expected a list of texts in 1 of 2 rows of train. "
+        "Mend or remove it, or write `dataset.on_bad_row: skip`"
+    )
+
+
+def test_a_file_that_is_a_row_is_named_once() -> None:
+    photos = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    splits = Splits({"train": photos}, origins={"train": Origin.of_files(["x/a.jpg", "x/b.jpg"])})
+    with pytest.raises(DataError) as caught:
+        drop_bad_rows(splits, lambda row: f"image: x/{row['text']}.jpg: is cut off", on_bad_row="error")
+    assert str(caught.value).startswith("x/a.jpg; x/b.jpg: image: is cut off in 2 of 2 rows of train. Mend")
+
+
+def test_five_reasons_are_listed_and_the_others_counted(tmp_path: Path) -> None:
     rows = [{"tokens": ["a"], "tags": [["O"]] * 0 + ["O"] * at + [None]} for at in range(13)]
     message = fault(section(train=lines(tmp_path / "a.jsonl", *rows)))
-    assert message.count("a.jsonl, row") == 10
-    assert "row 10: tags[9]" in message
-    assert "... and 3 more faults\n13 of 13 rows cannot be used" in message
+    assert message.count(": tags[") == 5
+    assert message.count("a.jsonl") == 1
+    assert "row 5: tags[4]" in message
+    assert "a.jsonl: 13 of 13 rows cannot be used\n" in message
+    assert "\n  ... and 8 more faults\nMend" in message
 
 
 def test_skipped_rows_are_counted_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
@@ -132,7 +157,7 @@ def test_a_file_to_predict_never_loses_a_row(tmp_path: Path) -> None:
 def test_faults_that_a_task_finds_are_refused_together() -> None:
     with pytest.raises(DataError) as caught:
         drop_bad_rows(texts(6), odd, on_bad_row="error")
-    assert str(caught.value).startswith("a.csv, rows 3, 7: text: is odd in 2 of 6 rows.")
+    assert str(caught.value).startswith("a.csv, rows 3, 7: text: is odd in 2 of 6 rows of train. Mend")
 
 
 def test_faults_that_a_task_finds_are_skipped_and_added_up() -> None:

@@ -10,6 +10,7 @@ import pytest
 from lora_ft.data.checks import RowReport, check_rows
 from lora_ft.data.rows import Origin, Splits
 from lora_ft.errors import DataError
+from lora_ft.recipe.schema import Column
 from tests.data.rows_of import COLUMNS, table
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -106,3 +107,15 @@ def test_a_regression_and_a_multi_label_problem_pass() -> None:
     assert check({"train": table([1, 2])}, (), REGRESSION).labels == {}
     report = check({"train": table([["a", "b"], ["a"], []])}, ("a", "b"), MULTI)
     assert report.labels == {"train": {"a": 2, "b": 1}}
+
+
+def test_chats_that_are_in_the_training_rows_too_are_told() -> None:
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in ("a", "b", "c")]
+    tables = {
+        "train": datasets.Dataset.from_dict({"messages": chats[:2]}),
+        "validation": datasets.Dataset.from_dict({"messages": chats[1:]}),
+    }
+    columns = (Column("messages", "messages", False, "", target=True), Column("prompt", "text", False, ""))
+    report = check_rows(tables, columns=columns, problem_type="chat", labels=())
+    assert report.repeated == {"validation": 1}
+    assert "validation: 1 of 2 rows have a text that is in the training rows too" in report.lines()[-1]

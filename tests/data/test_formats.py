@@ -122,14 +122,19 @@ def test_conll_without_tags_can_be_predicted_and_not_trained_on(tmp_path: Path) 
     assert load_file(file, columns={"tags": "ner"}, wanted=TAGGED, column_sets=TAGGED_SETS)[:] == {
         "tokens": [["EU", "rejects"], ["it"]]
     }
-    assert "there is no 'tags'" in fault(section(train=file), TAGGED)
+    message = fault(section(train=file), TAGGED)
+    assert "there is no 'tags'" in message
+    assert f"{file}:1: the line has one field ('EU') where two are needed" in message
 
 
 def test_a_conll_line_without_its_tag_is_a_fault_of_its_sentence(tmp_path: Path) -> None:
     file = write(tmp_path / "a.iob2", "EU\tB-ORG\n\nrejects\n\n\tO\n\nit\tO\n")
     message = fault(section(train=file), TAGGED)
-    assert f"{file}, row 3: tags: line 3 has 1 fields, most others have 2" in message
-    assert f"{file}, row 5: tokens: line 5 has no word" in message
+    assert message.splitlines()[:3] == [
+        f"train, {file}: 2 of 4 rows cannot be used",
+        "  row 3: tags: line 3 has 1 fields, most others have 2",
+        "  row 5: tokens: line 5 has no word",
+    ]
     assert "there is no word in it" in fault(section(train=write(tmp_path / "b.conll", "# nothing\n")), TAGGED)
 
 
@@ -271,11 +276,16 @@ def test_coco_without_annotations_can_be_predicted(tmp_path: Path) -> None:
     ("part", "at", "change", "told"),
     [
         ("annotations", 0, {"image_id": 5}, "annotations[0].image_id = 5: there is no image of this id"),
-        ("annotations", 0, {"category_id": 5}, "row 1: objects: annotations[0].category_id = 5 is not among"),
-        ("annotations", 0, {"bbox": [1, 2]}, "row 1: objects.bbox[0] = [1, 2]: expected [x, y, width, height]"),
-        ("annotations", 0, {"bbox": None}, "row 1: objects.bbox[0] = None"),
+        ("annotations", 0, {"category_id": 5}, "image 0.png: objects: annotation 0: category_id = 5 is not among"),
+        (
+            "annotations",
+            0,
+            {"bbox": [1, 2]},
+            "image 0.png: objects: annotation 0: bbox = [1, 2]: expected [x, y, width, height]",
+        ),
+        ("annotations", 0, {"bbox": None}, "image 0.png: objects: annotation 0: bbox = None"),
         ("images", 1, {"id": 100}, "images: 2 entries, only 1 ids"),
-        ("images", 1, {"file_name": "no.png"}, "row 2: image = 'no.png': there is no such file in"),
+        ("images", 1, {"file_name": "no.png"}, "image no.png: image = 'no.png': there is no such file in"),
     ],
 )
 def test_broken_coco_says_where(tmp_path: Path, part: str, at: int, change: dict[str, Any], told: str) -> None:

@@ -193,3 +193,17 @@ def test_class_numbers_get_their_names_however_deep_they_lie() -> None:
     legacy = datasets.Sequence({"start": datasets.Value("int64"), "label": label})
     assert with_class_names({"start": [3], "label": [1]}, legacy) == {"start": [3], "label": ["B-ORG"]}
     assert with_class_names([{"start": 3, "label": 1}], legacy) == [{"start": 3, "label": "B-ORG"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "cells", "told"),
+    [
+        ("hello", False, "is a text, expected a list of objects with role and content"),
+        (["hello"], False, "[0] is a text, expected an object with role and content"),
+        ("hello", True, "= 'hello': a cell of this column is JSON, expected a list of objects with role and content"),
+    ],
+)
+def test_a_wrong_chat_is_told_what_a_chat_is(value: Any, cells: bool, told: str) -> None:
+    with pytest.raises(BadValue) as caught:
+        reader_of("messages", cells=cells)(value)
+    assert str(caught.value) == told

@@ -275,8 +275,6 @@ def test_a_recipe_needs_a_known_task(tmp_path: Path, line: str, message: str) ->
             "task: text-classification\n",
             [
                 "x.yaml:1: model: it is missing. Write `model: {pretrained_model_name_or_path: NAME_OR_FOLDER}`",
-                "x.yaml:1: peft_config: it is missing. Write `peft_config: {peft_type: LORA}`; what it leaves out has "
-                "defaults",
                 "x.yaml:1: dataset: it is missing. Write `dataset: {data_files: {train: FILE}}`",
                 "x.yaml:1: training_args: it is missing. Write `training_args: {output_dir: FOLDER}`",
             ],

@@ -273,6 +273,8 @@ def test_a_broken_rule_says_where_and_what_to_do(
 
 def test_each_rule_is_broken_by_some_recipe(tmp_path: Path, machine: Path) -> None:
     chat, tags = of_task(TEXT_GENERATION, "plain.txt"), of_task(TOKEN_CLASSIFICATION, "words.conll")
+    with_families = f"# of a task that says its auto classes\n{GOOD}"
+    facts = replace(TEXT_CLASSIFICATION, auto_classes=("AutoModelForSequenceClassification",), least_tokens=8)
     others = [
         (GOOD, ["peft_config.r=0"]),
         (GOOD, ["training_args={output_dir: a, fp16: true, bf16: true}"]),
@@ -282,17 +284,18 @@ def test_each_rule_is_broken_by_some_recipe(tmp_path: Path, machine: Path) -> No
         (GOOD, ["dataset.columns.label=sentiment"]),
         (GOOD, ["model.problem_type=regresion"]),
         (GOOD, ["loss.loss_type=ipo"]),
+        (with_families, ["model={pretrained_model_name_or_path: ./base}", "processor.max_length=4"]),
         (chat, ["generation_config={do_sample: false, temperature: 0.5}"]),
         (chat, ["dataset.label_names=[a, b]"]),
         (tags, ["dataset.columns={tags: a, spans: b}"]),
     ]
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text('{"max_position_embeddings": 512}')
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "vit", "max_position_embeddings": 512}')
     unbroken = set(RULES)
     for text, overrides in [*((GOOD, one[0]) for one in BROKEN), *others]:
         file = write(tmp_path, text)
         draft = Draft(lay_over(read_document(file), overrides), file.parent)
-        check_sections(draft, TASKS)
+        check_sections(draft, TASKS if text is not with_families else {TEXT_CLASSIFICATION.name: facts})
         _settle(draft)
         resolve_paths(draft)
         fill_defaults(draft)

@@ -105,3 +105,14 @@ def test_only_a_base_for_texts_starts_with_all_linear_layers() -> None:
     for task in (TEXT_CLASSIFICATION, TEXT_GENERATION):
         assert parse_document(template(task), name="x").value["peft_config"]["target_modules"] == "all-linear"
     assert "target_modules" not in template(IMAGE_CLASSIFICATION)
+
+
+def test_a_length_is_said_to_be_a_window_where_texts_are_read_in_windows() -> None:
+    assert "max_length: 256  # tokens of a window; longer texts are read in several" in template(
+        load_task("token-classification").facts()
+    )
+    assert "# tokens; longer texts are cut" in template(load_task("text-classification").facts())
+
+
+def test_speech_recognition_shows_how_to_say_the_language() -> None:
+    assert "\n# processor: {language: german}\n" in template(load_task("automatic-speech-recognition").facts())

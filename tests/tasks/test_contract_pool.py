@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 from lora_ft.adapters.pool import AdapterPool
 from lora_ft.assemble.answer import answer, join_rows
 from lora_ft.assemble.encode import encode_rows
-from lora_ft.assemble.pooled import Member, PooledAdapters
+from lora_ft.assemble.pooled import Member, PooledAdapters, shared_by_rows
 from lora_ft.assemble.saved import OpenOptions
 from lora_ft.models.fingerprint import fingerprint
+from lora_ft.tasks.base import load_task
+from tests.bases import make_base
 from tests.tasks.test_contract import FP32, Built, built
 
 __all__ = ["built"]
@@ -68,3 +72,31 @@ def test_rows_of_two_adapters_in_one_batch_are_answered_as_alone(built: Built, t
     wanted = truth["first"] + truth["second"]
     for row, (one, other) in enumerate(zip(found, wanted, strict=True)):
         assert close(one, other), f"row {row} of {names[row]}: {one} instead of {other}"
+
+
+def test_settings_that_the_batch_shares_keep_adapters_apart(tmp_path: Path) -> None:
+    """T5 with two tokens that begin an answer: of a shared batch, all rows would begin with the first one's."""
+    built = Built(load_task("text2text-generation"), "text2text", make_base(tmp_path / "base", "t5"))
+    starts = {"first": 0, "second": 20}
+    problems = {
+        name: replace(built.problem, settings={**built.problem.settings, "decoder_start_token_id": start})
+        for name, start in starts.items()
+    }
+    truth = {}
+    for name, problem in problems.items():
+        built.model.eval().save_pretrained(tmp_path / name, save_embedding_layers=False)
+        built.problem = problem
+        truth[name] = alone(built, built.rows)
+    assert truth["first"] != truth["second"]
+    pooled = PooledAdapters(
+        task=built.task, precision=FP32, quantization=None, base=fingerprint(built.folder, cache_dir=None),
+        options=OpenOptions(),
+    )  # fmt: skip
+    with AdapterPool(built.base().model, prove=trusting) as pooled.pool:
+        for name, problem in problems.items():
+            pooled.pool.add(name, tmp_path / name)
+            shared = json.dumps(shared_by_rows(problem), sort_keys=True)
+            pooled.members[name] = Member(problem=problem, centroid=None, mixes_with=shared, columns=())
+        listed = [dict(built.rows[index]) for index in range(len(built.rows))]
+        found = pooled.predict(listed * 2, [name for name in truth for _ in listed], batch_size=8)
+    assert found == truth["first"] + truth["second"]
