@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.reviews import LABELS, data_folder
@@ -87,8 +88,8 @@ def flipped(name: str, rows: Rows, folder: Path) -> None:
         wrong = set(random.Random(seed).sample(range(len(rows)), round(FLIPPED * len(rows))))
         given = [(text, OTHER[label] if row in wrong else label) for row, (text, label) in enumerate(rows)]
         prepared = prepare(recipe(folder, train=given, validation=rows[:20]))
-        only = type(prepared)(**{**vars(prepared), "rows": {"train": prepared.rows["train"]},
-                                 "features": {"train": prepared.features["train"]}})  # fmt: skip
+        rows_of, features = {"train": prepared.rows["train"]}, {"train": prepared.features["train"]}
+        only = replace(prepared, rows=rows_of, features=features)
         began = time.perf_counter()
         found = label_suspects(only, [label for _, label in given])
         hit = len(wrong & set(found.rows.tolist()))

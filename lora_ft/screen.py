@@ -296,10 +296,11 @@ def _tried_table(report: Mapping[str, Any]) -> Table:
         table.add_column(escape(heading), justify="right")
     kept = {key: report[key] for key in ("method", "weights")}
     for one in report["tried"]:
-        scores = [f"{one['main'][name]:.4f}" for name in report["domains"]]
+        means = [*(one["main"][name] for name in report["domains"]), one["mean"]]
+        scores = ["not finite" if value is None else f"{value:.4f}" for value in means]
         weights = ", ".join(f"{weight:.3g}" for weight in one["weights"])
         style = "bold" if {key: one[key] for key in kept} == kept else None
-        table.add_row(one["method"], weights, one["kind"], *scores, f"{one['mean']:.4f}", style=style)
+        table.add_row(one["method"], weights, one["kind"], *scores, style=style)
     return _uncut(table)
 
 

@@ -35,7 +35,7 @@ def compress(tensors: Mapping[str, torch.Tensor], *, dtype: str) -> dict[str, to
         if dtype == INT8 and _is_matrix(name, tensor):
             stored[name], stored[name + SCALE] = to_int8(tensor)
         else:
-            stored[name] = tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor
+            stored[name] = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
     return {name: tensor.contiguous() for name, tensor in stored.items()}
 
 

@@ -67,11 +67,11 @@ def check_request(name: str, *, dtype: str | None) -> None:
 
 
 def check_apart(output: Path, adapter: Path) -> None:
-    """Makes sure that an export does not go into the adapter that it is made of, or around it.
+    """Makes sure that what is made of an adapter does not go into that adapter, or around it and in its place.
 
     Args:
         output: The folder to be.
-        adapter: The adapter that is exported.
+        adapter: The adapter that it is made of; or its base, or rows, that are read for it.
 
     Raises:
         AdapterError: One lies in the other.
@@ -79,7 +79,8 @@ def check_apart(output: Path, adapter: Path) -> None:
     here, source = output.resolve(), adapter.resolve()
     if here == source or source in here.parents or here in source.parents:
         raise AdapterError(
-            f"--output {output}: it and the adapter {adapter} lie in one another. Choose another folder."
+            f"--output {output}: it and {adapter}, which is read and never changed, lie in one another. "
+            "Choose another folder."
         )
 
 

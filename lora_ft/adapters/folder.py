@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,8 @@ def write_adapter(
     card: str,
     overwrite: bool,
     generation_config: Any | None = None,
+    option: str = "training_args.output_dir",
+    check: Callable[[Path, Manifest], None] | None = None,
 ) -> Manifest:
     """Writes an adapter folder under a temporary name, syncs and renames it: there is all of it or nothing.
 
@@ -51,6 +53,9 @@ def write_adapter(
         card: Content of `README.md`.
         overwrite: Whether an adapter at `target` may be replaced; it stays until the new one is in place.
         generation_config: transformers' GenerationConfig that the model generates with, or None.
+        option: What the user said `target` with, for messages.
+        check: Called with the written files and their manifest before they take the place of what is there; an error
+            of it leaves that untouched.
 
     Returns:
         The manifest as written.
@@ -58,7 +63,7 @@ def write_adapter(
     Raises:
         AdapterError: `target` exists, or cannot be written; what was there is untouched.
     """
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite, option=option)
     state, config = adapter_tensors(model, base_name=manifest.base.name)
     try:
         with at_once(target) as temporary:
@@ -83,6 +88,8 @@ def write_adapter(
                 files={file.relative_to(temporary).as_posix(): hash_file(file) for file in files},
             )
             _write_text(temporary / MANIFEST, written.to_json())
+            if check is not None:
+                check(temporary, written)
     except ValueError as error:
         raise AdapterError(f"{target}: metrics or manifest cannot be written as JSON: {error}.") from error
     return written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_ft.adapters.card import HUB_ID, PROCESSORS
@@ -44,9 +44,21 @@ def merged_card(manifest: Manifest, record: Mapping[str, Any], *, auto_class: st
         f'model = {auto_class}.from_pretrained("path/to/this/folder", dtype="auto").eval()\n'
         f'processor = {reader}.from_pretrained("path/to/this/folder")\n'
         "```",
+        *_stops(record.get("stop_strings", ())),
         "Where it came from, with checksums, is in `merged.json`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _stops(texts: Sequence[str]) -> list[str]:
+    """The texts that ended an answer of the adapter: `generate` looks for them only beside a tokenizer."""
+    if not texts:
+        return []
+    shown = json.dumps(list(texts), ensure_ascii=False)
+    return [
+        "The adapter's answers ended at texts that `generation_config.json` does not hold; give them at each call:\n\n"
+        f"```python\nmodel.generate(**inputs, stop_strings={shown}, tokenizer=processor)\n```"
+    ]
 
 
 def _drift_table(found: Mapping[str, Any]) -> str:

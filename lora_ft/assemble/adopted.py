@@ -175,6 +175,7 @@ def write_adopted(
         ),
         generation_config=transformers.GenerationConfig(**generation) if generation else None,
         overwrite=overwrite,
+        option="--output",
     )
     return verify_files(target)
 

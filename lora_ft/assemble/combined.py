@@ -152,7 +152,7 @@ def save_combined(
 
     Raises:
         AdapterError: The folder may not or cannot be written; what was there is untouched.
-        AdapterRefused: What was written does not load or answer as it was meant.
+        AdapterRefused: What was written does not load or answer as it was meant; what was there is untouched.
     """
     model = attach_combined(opened.attached, new)
     view = replace(opened.views[0], model=model)
@@ -160,7 +160,18 @@ def save_combined(
     generation = manifest.run.get("generation_config") or {}
     names = ", ".join(one.name for one in opened.sources)
     recipe = (opened.sources[0].folder / "recipe.yaml").read_text(encoding="utf-8")
-    write_adapter(
+
+    def check(folder: Path, written: Manifest) -> None:
+        verify_files(folder)
+        check_probe(
+            attach_saved(model.unload(), folder, written),
+            written.probe,
+            forward=probe_forward(view.task, view.problem),
+            precision=view.precision.name,
+            quantization=opened.base.quantization,
+        )
+
+    return write_adapter(
         target,
         model=model,
         processor=view.processor,
@@ -174,17 +185,9 @@ def save_combined(
         ),
         generation_config=transformers.GenerationConfig(**generation) if generation else None,
         overwrite=overwrite,
+        option="--output",
+        check=check,
     )
-    written = verify_files(target)
-    loaded = attach_saved(model.unload(), target, written)
-    check_probe(
-        loaded,
-        written.probe,
-        forward=probe_forward(view.task, view.problem),
-        precision=view.precision.name,
-        quantization=opened.base.quantization,
-    )
-    return written
 
 
 def _describe(

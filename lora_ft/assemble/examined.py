@@ -226,7 +226,7 @@ def _texts(recipe: Recipe, task: Task, splits: Splits, *, watch: Watch) -> Seen:
 
     lengths, single = LengthCheck(tokens, given=given), problem_type == SINGLE
     labels = LabelCheck(
-        known=recipe.dataset.label_names, one_each=single,
+        known=recipe.dataset.label_names if label_column(task) else None, one_each=single,
         weighs=task.weighs_classes and recipe.loss.class_weight is None,
     )  # fmt: skip
     duplicates = DuplicateCheck(lambda split, positions: _inputs(splits[split], task.columns, positions))

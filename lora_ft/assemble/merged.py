@@ -246,10 +246,11 @@ def write_merged(
     manifest = source.manifest
     check_checkpoint_target(target, overwrite=overwrite, needed_bytes=checkpoint_bytes(manifest))
     model = folded.merged.model
-    generation = manifest.run.get("generation_config") or {}
-    if generation and model.can_generate():
-        model.generation_config.update(**generation)
     record = _record(source, before=before, folded=folded, metrics=metrics, command=command)
+    generation = folded.merged.task.generation(model, folded.merged.problem)
+    if generation is not None:
+        model.generation_config = generation.config
+        record["stop_strings"] = list(generation.stop_strings)
     with at_once(target) as temporary:
         save_processor(folded.merged.processor, temporary)
         model.save_pretrained(temporary)

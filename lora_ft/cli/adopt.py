@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def adopt(
     **said: Any,
 ) -> None:
     """Make an adapter folder of ours of ADAPTER, which plain peft saved; ADAPTER stays as it is."""
-    _refuse_places(adapter, output, data, overwrite=overwrite)
+    _refuse_places([adapter, Path(said["base"])], output, data, overwrite=overwrite)
     offline = said.pop("offline") or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     quiet_libraries(context.obj["debug"], offline=offline)
     from lora_ft.assemble.adoption import Wishes, plan_adoption
@@ -106,14 +107,14 @@ def _columns(dataset: Any) -> dict[str, Any]:
     return dict(dataset.get("columns") or {})
 
 
-def _refuse_places(adapter: Path, output: Path, data: Path | None, *, overwrite: bool) -> None:
-    """Refuses an output that may not be written, or lies in the adapter, and rows that are not there."""
+def _refuse_places(read: Sequence[Path], output: Path, data: Path | None, *, overwrite: bool) -> None:
+    """Refuses an output that may not be written, or lies in or around what is read, and rows that are not there."""
+    from lora_ft.adapters.export import check_apart
     from lora_ft.adapters.target import check_target
 
-    if output.resolve() == adapter.resolve() or adapter.resolve() in output.resolve().parents:
-        raise InputError(
-            f"--output {output}: it is (in) the adapter itself, which is never changed. Give another folder"
-        )
+    for place in (*read, *([data] if data is not None else [])):
+        if place.exists():
+            check_apart(output, place)
     if data is not None and not data.is_file():
         raise InputError(f"--data {data}: there is no such file. Expected rows with labels (.csv, .jsonl, ...)")
-    check_target(output, overwrite=overwrite)
+    check_target(output, overwrite=overwrite, option="--output")

@@ -38,10 +38,14 @@ if TYPE_CHECKING:
 @click.pass_context
 def merge(context: click.Context, /, adapters: tuple[Path, ...], output: Path, **asked: Any) -> None:
     """Fold one ADAPTER into its base (a plain checkpoint), or several of one base into one new adapter."""
+    from lora_ft.adapters.export import check_apart
     from lora_ft.adapters.merge_plan import read_sources
 
     where = {name: asked.pop(name) for name in ("base", "quantization", "device", "offline", "trust_remote_code")}
     sources = read_sources(adapters)
+    base = Path(where["base"] or sources[0].manifest.base.name)
+    if base.is_dir():
+        check_apart(output, base)
     if len(sources) == 1:
         _refuse_for_one(asked)
         _refuse_output_of_one(sources[0], output, overwrite=asked["overwrite"], quantization=where["quantization"])
@@ -74,7 +78,8 @@ def _refuse_for_one(asked: Mapping[str, Any]) -> None:
 
 
 def _refuse_output_of_one(source: Source, output: Path, *, overwrite: bool, quantization: str) -> None:
-    """Where a merged base may go; a base in 4 or 8 bits is never written."""
+    """Where a merged base may go, never in or around its adapter; a base in 4 or 8 bits is never written."""
+    from lora_ft.adapters.export import check_apart
     from lora_ft.adapters.merge_plan import check_checkpoint_target, checkpoint_bytes
 
     if quantization not in ("as-trained", "none"):
@@ -82,16 +87,18 @@ def _refuse_output_of_one(source: Source, output: Path, *, overwrite: bool, quan
             f"merge: --quantization {quantization}: a merged base is written in the precision the base is stored in, "
             "never quantised. Leave it out; load the result quantised if you like"
         )
+    check_apart(output, source.folder)
     check_checkpoint_target(output, overwrite=overwrite, needed_bytes=checkpoint_bytes(source.manifest))
 
 
 def _refuse_output_of_several(sources: Sequence[Source], output: Path, *, overwrite: bool) -> None:
-    """Where a merged adapter may go: never over one that it is made of."""
+    """Where a merged adapter may go: never over, in or around one that it is made of."""
+    from lora_ft.adapters.export import check_apart
     from lora_ft.adapters.target import check_target
 
-    if output.resolve() in [one.folder.resolve() for one in sources]:
-        raise InputError(f"--output {output}: that is one of the adapters to be merged. Choose another folder")
-    check_target(output, overwrite=overwrite)
+    for one in sources:
+        check_apart(output, one.folder)
+    check_target(output, overwrite=overwrite, option="--output")
 
 
 def _plan(sources: Sequence[Source], asked: Mapping[str, Any]) -> Plan:

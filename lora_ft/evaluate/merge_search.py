@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from lora_ft.assemble.encode import EncodedRows, references_of
 from lora_ft.assemble.merged import drift, probe_answers, row_answers
 from lora_ft.assemble.recorded import recorded_recipe
 from lora_ft.assemble.saved import SavedAdapter
-from lora_ft.errors import InputError
+from lora_ft.errors import InputError, RunError
 from lora_ft.evaluate.compare import rows_of_recipe
 from lora_ft.recipe.schema import TaskFacts
 from lora_ft.tasks.base import Task
@@ -79,8 +80,9 @@ class Score:
     kind: str
 
     def to_mapping(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**self.plan.to_mapping(), "kind": self.kind, "main": dict(self.main), "mean": self.mean}
+        """As JSON; null for what is not finite."""
+        main = {name: _finite(value) for name, value in self.main.items()}
+        return {**self.plan.to_mapping(), "kind": self.kind, "main": main, "mean": _finite(self.mean)}
 
 
 @dataclass(frozen=True)
@@ -267,20 +269,30 @@ def search(
             for index in ranked:
                 one = score(method, _share(count, [*kept, index]), "soup")
                 tried.append(one)
+                if not math.isfinite(one.mean):
+                    continue
                 if best_so_far is None or _worth(one, main, task) >= _worth(best_so_far, main, task):
                     kept, best_so_far = [*kept, index], one
     return tried
 
 
 def best(tried: Sequence[Score], task: Task, problem_type: str) -> Score:
-    """The combination with the best mean; of equals the one that was tried first.
+    """The combination with the best mean; of equals the one that was tried first, never one that is not finite.
 
     Args:
         tried: What `search` gave.
         task: Says which way its main metric improves.
         problem_type: One of the keys of `Task.metrics`.
+
+    Raises:
+        RunError: No combination has a finite mean.
     """
     main = task.metrics[problem_type][0]
+    if not any(math.isfinite(one.mean) for one in tried):
+        raise RunError(
+            f"--search: none of {len(tried)} combinations has a finite {main} on all validation rows. Nothing was "
+            "written. Evaluate each adapter alone, leave out those that fail, or give --method and --weights."
+        )
     return max(tried, key=lambda one: _worth(one, main, task))
 
 
@@ -330,5 +342,12 @@ def _share(count: int, members: Sequence[int]) -> tuple[float, ...]:
 
 
 def _worth(one: Score, main: str, task: Task) -> float:
-    """The mean, turned so that more is better."""
+    """The mean, turned so that more is better; what is not finite is worst."""
+    if not math.isfinite(one.mean):
+        return -math.inf
     return -one.mean if main in task.lower_is_better else one.mean
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON knows it."""
+    return value if math.isfinite(value) else None

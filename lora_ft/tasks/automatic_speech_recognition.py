@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Problem, Rows, Task
+from lora_ft.tasks.base import Features, Generation, Problem, Rows, Task
 from lora_ft.tasks.parts import audio, audio_batches, audio_ctc, audio_features, audio_transcripts, audio_whisper
 from lora_ft.tasks.parts.audio_augmentation import AUGMENTATION_FIELDS, Augmentation
 
@@ -237,6 +237,10 @@ class AutomaticSpeechRecognition(Task):
 
         texts = ["yes", "no", "yes no", "no yes"]
         return {"audio": tones(texts), "text": texts}
+
+    def generation(self, model: Any, problem: Problem) -> Generation | None:
+        """See `Task.generation`: CTC generates nothing."""
+        return audio_whisper.whisper_generation(model, problem) if problem.problem_type == SEQ2SEQ else None
 
     def _target(self, text: str, problem: Problem) -> list[int]:
         """The tokens of a transcript."""

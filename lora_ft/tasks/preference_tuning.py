@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Problem, Rows, Task
+from lora_ft.tasks.base import Features, Generation, Problem, Rows, Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
 
 if TYPE_CHECKING:
@@ -270,6 +270,12 @@ class PreferenceTuning(Task):
             for answers in (chosen, rejected)
         )
         return {"prompt": prompts, **dict(zip(self.column_sets[CHAT], chats, strict=True))}
+
+    def generation(self, model: Any, problem: Problem) -> Generation | None:
+        """See `Task.generation`."""
+        from lora_ft.tasks.parts.causal import causal_generation
+
+        return causal_generation(model, problem)
 
     def stream(self, model: Any, row: Mapping[str, Any], problem: Problem) -> Iterator[str]:
         """See `Task.stream`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Problem, Rows, Task
+from lora_ft.tasks.base import Features, Generation, Problem, Rows, Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
 
 if TYPE_CHECKING:
@@ -208,6 +208,12 @@ class Text2TextGeneration(Task):
             ],
             "target": ["good sturdy pan", "cheap cable broke", "nice book", "slow phone , bad battery"],
         }
+
+    def generation(self, model: Any, problem: Problem) -> Generation | None:
+        """See `Task.generation`."""
+        from lora_ft.tasks.parts.generation import generation_of, stop_strings
+
+        return generation_of(model, problem, stops=stop_strings(problem))
 
     def stream(self, model: Any, row: Mapping[str, Any], problem: Problem) -> Iterator[str]:
         """See `Task.stream`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import DataError, InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Parts, Problem, Rows, Task
+from lora_ft.tasks.base import Features, Generation, Parts, Problem, Rows, Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
 
 if TYPE_CHECKING:
@@ -279,6 +279,12 @@ class TextGeneration(Task):
     def inputs(self) -> tuple[Column, ...]:
         """See `Task.inputs`: a chat that ends with the user is answered, one that ends with the assistant measured."""
         return tuple(column for column in self.columns if column.name in ("messages", "prompt"))
+
+    def generation(self, model: Any, problem: Problem) -> Generation | None:
+        """See `Task.generation`."""
+        from lora_ft.tasks.parts.causal import causal_generation
+
+        return causal_generation(model, problem)
 
     def stream(self, model: Any, row: Mapping[str, Any], problem: Problem) -> Iterator[str]:
         """See `Task.stream`."""

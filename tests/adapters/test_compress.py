@@ -96,6 +96,14 @@ def test_only_the_matrices_of_lora_go_to_8_bits() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_an_adapter_stored_in_fp16_is_stored_as_asked(dtype: str) -> None:
+    tensors = {"q.lora_A.weight": torch.ones(2, 8).half(), "classifier.weight": torch.ones(3, 8).half()}
+    types = {name: one.dtype for name, one in compress(tensors, dtype=dtype).items()}
+    assert torch.float16 not in types.values()
+    assert types["classifier.weight"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_a_compressed_folder_is_verified_loaded_and_answers_nearly_as_before(
     adapter: Path, lora: PeftModel, tiny_bert: Path, dtype: str
 ) -> None:

@@ -13,6 +13,7 @@ import transformers
 
 from lora_ft.adapters.manifest import Centroid
 from lora_ft.adapters.merge_plan import Plan, read_sources
+from lora_ft.assemble import combined as room
 from lora_ft.assemble.combined import asking, asking_combined, mean_centroid, open_sources, save_combined
 from lora_ft.assemble.merged import probe_answers
 from lora_ft.assemble.saved import OpenOptions, open_adapter
@@ -73,6 +74,25 @@ def test_the_new_folder_is_verified_and_loads_in_plain_peft(folders: list[Path],
     inputs = again.processor(["a great book"], return_tensors="pt")
     with torch.no_grad():
         assert torch.allclose(plain(**inputs).logits, again.model(**inputs).logits, atol=1e-5)
+
+
+def test_what_does_not_answer_as_meant_leaves_the_earlier_adapter(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(shutil.copytree(folders[0], tmp_path / "merged"))
+    before = snapshot(target)
+    opened = open_sources(read_sources(folders), OFFLINE)
+    with asking_combined(opened, Plan("cat", (0.6, 0.4))) as (_, new):
+        pass
+
+    def refuse(*given: object, **named: object) -> None:
+        raise AdapterRefused("probe: logits differ")
+
+    monkeypatch.setattr(room, "check_probe", refuse)
+    with pytest.raises(AdapterRefused, match="logits differ"):
+        save_combined(target, opened=opened, new=new, merge={}, metrics={}, command="", overwrite=True)
+    assert snapshot(target) == before
+    assert [one.name for one in tmp_path.iterdir()] == ["merged"], "no temporary folder is left"
 
 
 def test_a_base_that_moved_and_changed_is_refused(folders: list[Path], tmp_path: Path) -> None:

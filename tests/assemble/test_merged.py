@@ -209,3 +209,65 @@ def test_questions_are_answered_with_the_token_types_that_the_adapter_saw(
 def _answer(text: str) -> dict[str, Any]:
     thing = text.split()[1]
     return {"text": thing, "answer_start": text.index(thing)}
+
+
+ASKED = {
+    "text-generation": {"prompt": "is the cable slow ?"},
+    "text2text-generation": {"text": "is the cable slow ?"},
+}
+
+SPECIAL = {"text-generation": "<|endoftext|>", "text2text-generation": "</s>"}
+
+
+@pytest.mark.parametrize("task", ["text-generation", "text2text-generation"])
+def test_a_merged_generator_answers_greedily_as_its_adapter_whatever_the_base_does(task: str, tmp_path: Path) -> None:
+    stopped = {"max_new_tokens": 9, "stop_strings": ["is slow", SPECIAL[task]]}
+    adapter = generator(tmp_path, task, generation_config=stopped)
+    record = written(adapter, tmp_path / "merged")
+    opened = open_adapter(adapter, OFFLINE)
+    auto = getattr(transformers, opened.task.auto_class)
+    model = auto.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    settings = model.generation_config
+    assert (settings.do_sample, settings.max_new_tokens, settings.stop_strings) == (False, 9, None)
+    assert settings.repetition_penalty in (None, 1.0)
+    assert settings.temperature in (None, 1.0)
+    assert tokenizer.convert_tokens_to_ids(SPECIAL[task]) in settings.eos_token_id
+    assert record["stop_strings"] == ["is slow"]
+    assert 'stop_strings=["is slow"], tokenizer=processor' in (tmp_path / "merged" / "README.md").read_text()
+    encoded = opened.task.encode({name: [text] for name, text in ASKED[task].items()}, opened.problem)
+    ids = torch.tensor(encoded["input_ids"])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        found = model.generate(**inputs)
+        batch = opened.task.collator(opened.problem)([{name: values[0] for name, values in encoded.items()}])
+        problem = replace(opened.problem, generation={**stopped, "stop_strings": [SPECIAL[task]]})
+        ours = opened.task.answer(opened.model, batch, problem, outputs=None)["generated"][0]
+    kept = found[0, (1 if task.startswith("text2text") else ids.shape[1]) :].tolist()
+    assert kept == [token for token in ours.tolist() if token != -1]
+
+
+def generator(folder: Path, task: str, **sections: Any) -> Path:
+    """A trained adapter on a base that samples wildly of its own accord."""
+    answer = {"text-generation": "completion", "text2text-generation": "target"}[task]
+    rows = [{**ASKED[task], answer: "the cable is slow and bad"}] * 8
+    for name in ("train", "dev"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = make_base(folder / "base", {"text-generation": "llama", "text2text-generation": "t5"}[task])
+    file = base / "generation_config.json"
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**stored, "do_sample": True, "temperature": 9.0, "repetition_penalty": 5.0}))
+    recipe = {
+        "task": task,
+        "offline": True,
+        "model": {"pretrained_model_name_or_path": str(base)},
+        "peft_config": {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"},
+        "dataset": {"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
+        "training_args": {
+            "output_dir": "run", "learning_rate": 1e-2, "num_train_epochs": 4, "report_to": "none", "use_cpu": True,
+            "per_device_train_batch_size": 4, "disable_tqdm": True,
+        },
+        **sections,
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return train(read(folder / "recipe.yaml"), RunOptions()).folder

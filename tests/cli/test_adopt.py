@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli.main import main
+from tests.adapters.build import snapshot
 from tests.plain_peft import edit_config, save_plain
 from tests.toy import write_reviews
 
@@ -74,9 +76,21 @@ def test_the_adapter_itself_is_never_the_output(run: Run, plain: Path, tiny_bert
         assert (code, "never changed" in err) == (2, True)
 
 
-def test_a_refusal_imports_no_torch_and_writes_nothing(plain: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    import shutil
+def test_an_adapter_around_the_adapter_is_never_replaced(
+    run: Run, plain: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    outer = Path(shutil.copytree(plain, tmp_path / "run"))
+    inner = Path(shutil.copytree(plain, outer / "checkpoint-10"))
+    before = snapshot(outer)
+    arguments = ("--base", tiny_bert, "--task", "text-classification", "--offline", "--output", outer)
+    code, _, err = run("adopt", inner, *arguments, "--overwrite")
+    assert (code, "lie in one another" in err) == (2, True)
+    code, _, err = run("adopt", plain, *arguments)
+    assert (code, "Choose another --output, or give --overwrite" in err) == (2, True)
+    assert snapshot(outer) == before
 
+
+def test_a_refusal_imports_no_torch_and_writes_nothing(plain: Path, tiny_bert: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(plain, broken)
     edit_config(broken, {"bias": "all"}, drop=("r",))

@@ -127,11 +127,12 @@ def test_a_training_run_logs_what_is_wrong_and_goes_on(
     with (tmp_path / "data" / "train.csv").open("a", encoding="utf-8") as stream:
         stream.write("this book is <b>great</b> and perfect,positive\n")
         stream.writelines("my phone broke and it was a bad day,negative\n" for _ in range(3))
+        stream.write("12345 67.8,positive\n")  # a note, which is not logged
     caplog.set_level(logging.INFO, logger="lora_ft")
     assert train(read(recipe), RunOptions()).folder.is_dir()
-    lines = [one for one in caplog.messages if one.startswith(("train: left", "train: exact", "data:"))]
+    lines = [one for one in caplog.messages if one.startswith(("train: left", "train: exact", "train: texts", "data:"))]
     assert [line.partition(" rows")[0] for line in lines] == [
-        "train: left-over-html: 1 of 132", "train: exact-duplicates: 2 of 132",
+        "train: left-over-html: 1 of 133", "train: exact-duplicates: 2 of 133",
         "data: lora-ft data check recipe.yaml says more",
     ]  # fmt: skip
     assert "train.csv, row 130" in lines[0]

@@ -13,7 +13,7 @@ import pytest
 
 from lora_ft.cli.main import main
 from lora_ft.train.run import RunOptions, train
-from tests.adapters.build import resign
+from tests.adapters.build import resign, snapshot
 from tests.toy import read, write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_wrong_input_is_refused_before_torch_is_imported(pair: list[Path], tmp_p
         ((*pair, "--output", new, "--weights", "1,2,3"), "3 weights for 2 adapters"),
         ((*pair, "--output", new, "--method", "cat", "--method", "svd"), "--search to try them all"),
         ((*pair, "--output", new, "--search", "--weights", "1,1"), "--search finds the weights"),
-        ((*pair, "--output", pair[0] / "adapter"), "one of the adapters to be merged"),
+        ((*pair, "--output", pair[0] / "adapter"), "lie in one another"),
         ((*pair, "--output", full), "never deleted"),
         ((pair[0], "--output", full), "never deleted"),
         ((pair[0], "--output", new, "--weights", "1"), "--weights says how several adapters become one"),
@@ -83,6 +83,31 @@ def test_wrong_input_is_refused_before_torch_is_imported(pair: list[Path], tmp_p
         message = refused(*arguments)
         assert words in message, message
     assert not new.exists()
+
+
+def test_an_output_in_or_around_an_adapter_is_refused_and_nothing_is_lost(pair: list[Path], tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    inner = Path(shutil.copytree(pair[0] / "adapter", outer / "checkpoint-10"))
+    for name in ("merged.json", "adapter_config.json"):  # as if earlier outputs lay there
+        (outer / name).write_text("{}")
+    before = snapshot(outer)
+    for adapters in ([inner], [inner, pair[1]], [pair[1], inner]):
+        for output in (outer, inner, inner / "merged"):
+            assert "lie in one another" in refused(*adapters, "--output", output, "--overwrite")
+    assert snapshot(outer) == before
+    message = refused(*pair, "--output", outer)
+    assert "Choose another --output, or give --overwrite" in message
+    assert "output_dir" not in message
+
+
+def test_a_base_is_never_the_output(pair: list[Path], tmp_path: Path) -> None:
+    base = tmp_path / "bases" / "mine"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    for output in (base, base.parent, base / "merged"):
+        message = refused(pair[0], "--base", base, "--output", output, "--overwrite")
+        assert "lie in one another" in message
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["config.json"]
 
 
 def test_adapters_that_do_not_belong_together_are_refused_before_torch(pair: list[Path], tmp_path: Path) -> None:

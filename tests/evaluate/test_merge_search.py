@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lora_ft.adapters.merge_plan import Plan, read_sources
 from lora_ft.assemble.combined import OpenSources, asking, open_sources, save_combined
 from lora_ft.assemble.saved import OpenOptions, SavedAdapter
-from lora_ft.errors import InputError
+from lora_ft.errors import InputError, RunError
 from lora_ft.evaluate import merge_search as room
 from lora_ft.evaluate.merge_search import (
     Domain,
@@ -22,6 +23,7 @@ from lora_ft.evaluate.merge_search import (
     tries,
     weight_sets,
 )
+from lora_ft.screen import combined_tables
 from lora_ft.tasks.base import load_task, task_names
 from lora_ft.train.run import RunOptions, train
 from tests.toy import read, write_recipe
@@ -160,6 +162,33 @@ def test_a_metric_that_improves_downwards_is_searched_downwards() -> None:
     wanted = low if task.metrics[problem_type][0] in task.lower_is_better else high
     assert best([low, high], task, problem_type) is wanted
     assert best([high, low], task, problem_type) is wanted
+
+
+@pytest.mark.parametrize("name", ["text-classification", "fill-mask"])
+def test_what_is_not_finite_is_worst_and_alone_an_error(name: str) -> None:
+    task = load_task(name)
+    problem_type = next(iter(task.metrics))
+    lost, infinite, good = (
+        Score(Plan("cat", (1.0,)), {"books": mean}, mean, "single") for mean in (float("nan"), float("inf"), 0.5)
+    )
+    for tried in ([lost, infinite, good], [good, lost, infinite], [infinite, good, lost]):
+        assert best(tried, task, problem_type) is good
+    with pytest.raises(RunError, match=r"--search: none of 2 combinations has a finite .* Evaluate each adapter"):
+        best([lost, infinite], task, problem_type)
+    told = lost.to_mapping()
+    assert (told["mean"], told["main"]) == (None, {"books": None})
+
+
+def test_the_table_shows_what_is_not_finite() -> None:
+    plan = Plan("cat", (1.0,))
+    lost = Score(plan, {"books": float("nan")}, float("nan"), "single")
+    none = {"max": 0.0, "mean": 0.0, "scale": 1.0}
+    domain = {"before": {"f1": 0.5}, "after": {"f1": 0.5}, "why": None, "drift": {"probe": none}}
+    report = room.MergeReport(plan, "f1", {"books": domain}, (lost,)).to_mapping()
+    console = Console(width=200)
+    with console.capture() as found:
+        console.print(combined_tables({"sources": [{"name": "books"}], **report}, Path("merged"))[1])
+    assert found.get().count("not finite") == 2
 
 
 def test_adapters_of_different_ranks_are_searched_by_methods_that_can(folders: list[Path]) -> None:

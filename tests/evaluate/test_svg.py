@@ -22,5 +22,6 @@ def test_a_histogram_has_a_bar_for_each_bin_and_its_line_inside() -> None:
     heights = [float(one.attrib["height"]) for one in root.iter(f"{SVG}rect")]
     assert heights[2] == 2 * heights[0] > heights[1] == 0
     assert all(float(one.attrib["y"]) + float(one.attrib["height"]) <= HEIGHT for one in root.iter(f"{SVG}rect"))
+    assert all(float(one.attrib["y"]) >= 0 for one in root.iter(f"{SVG}rect"))
     (line,) = root.iter(f"{SVG}line")
     assert 0 <= float(line.attrib["x1"]) <= WIDTH

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import datasets
 import pytest
 
-from lora_ft.adapters.pool_store import PoolLimits
 from lora_ft.adapters.pool_folder import read_pool
+from lora_ft.adapters.pool_store import PoolLimits
 from lora_ft.assemble.addressed import AddressedRow
 from lora_ft.assemble.pooled import PooledAdapters, open_pool
 from lora_ft.assemble.router import make_router

@@ -7,6 +7,8 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
+import transformers
 
 from lora_ft.assemble.saved import OpenOptions, open_adapter
 from lora_ft.errors import DataError, InputError
@@ -138,3 +140,25 @@ def test_a_quantised_base_trains_with_augmentation_and_checkpointing(bases: dict
     result = train(read(file), RunOptions())
     assert result.manifest is not None
     assert result.manifest.run["steps"] == 3
+
+
+def test_a_whisper_adapter_says_all_that_it_transcribes_by_whatever_the_base_does(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(bases["whisper"]).eval()
+    about = problem(bases["whisper"], language="german")
+    features = TASK.encode({"audio": tones(TEXTS)}, about)
+    rows = [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
+    batch = TASK.collator(about)(rows)
+    model.generation_config.update(do_sample=True, temperature=9.0, repetition_penalty=5.0)
+    with torch.no_grad():
+        ours = TASK.answer(model, batch, about, outputs=None)["ids"]
+        found = TASK.generation(model, about)
+        assert found is not None
+        assert (found.config.do_sample, found.config.repetition_penalty, found.config.language) == (False, 1.0, "de")
+        found.config.save_pretrained(tmp_path)
+        model.generation_config = transformers.GenerationConfig.from_pretrained(tmp_path)
+        mask = torch.ones(batch["input_features"].shape[::2], dtype=torch.long)
+        plain = model.generate(input_features=batch["input_features"], attention_mask=mask)
+    assert plain.tolist() == ours.tolist()
+    assert TASK.generation(model, problem(bases["hubert"])) is None

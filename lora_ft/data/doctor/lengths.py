@@ -175,8 +175,3 @@ class LengthCheck:
             severity = by_share(len(strange), of)
             found.append(Finding("unknown-tokens", severity, split, len(strange), of, told, remedy, rows=strange))
         return found
-
-
-def wasted(lengths: Any, max_length: int) -> float:
-    """The share of `max_length` that an average row leaves free, 0 to 1; matters where all are padded to it."""
-    return 1.0 - float(np.minimum(lengths, max_length).mean()) / max_length

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import InputError, closest
 from lora_ft.recipe.schema import FieldTypes
-from lora_ft.tasks.base import Problem
-from lora_ft.tasks.parts.generation import unwrapped
+from lora_ft.tasks.base import Generation, Problem
+from lora_ft.tasks.parts.generation import SAMPLING, unwrapped
 
 if TYPE_CHECKING:
     import torch
@@ -148,15 +148,11 @@ def transcribe(model: Any, input_features: torch.Tensor, problem: Problem) -> to
     import torch
 
     prompt = torch.tensor(problem.settings["prompt"], device=input_features.device)
-    named = {name: problem.settings[name] for name in WHISPER_FIELDS if name in problem.settings}
     inner = unwrapped(model)
     own = inner.generation_config
-    named = {} if "lang_to_id" not in vars(own) else named  # an old base: there the prompt alone has to do
+    named = _named(own, problem)
     rows, _, frames = input_features.shape
-    config = copy.deepcopy(own)  # suppressed tokens, ids of languages and tasks
-    settings = {"max_new_tokens": room_for_tokens(problem), **GREEDY, **problem.generation}
-    # Whisper's max_length does not count the prompt, and beside max_new_tokens its default is warned of at each call
-    config.update(max_length=settings.pop("max_new_tokens"), max_new_tokens=None, **settings)
+    config = _config(own, problem)
     inner.generation_config = config  # given as an argument, it would be filled up from the base's own
     try:
         found: torch.Tensor = model.generate(
@@ -169,6 +165,33 @@ def transcribe(model: Any, input_features: torch.Tensor, problem: Problem) -> to
     finally:
         inner.generation_config = own
     return found
+
+
+def whisper_generation(model: Any, problem: Problem) -> Generation:
+    """What `transcribe` runs by, with language and task, which it says at each call; see `Task.generation`."""
+    own = unwrapped(model).generation_config
+    config = _config(own, problem)
+    config.update(**dict.fromkeys(SAMPLING))  # beside do_sample: false they could not be saved
+    vars(config).update(return_timestamps=False, **_named(own, problem))  # `update` knows only what is there already
+    return Generation(config)
+
+
+def _named(own: Any, problem: Problem) -> dict[str, Any]:
+    """Language and task by name; an old base does not know them: there the prompt alone has to do."""
+    if "lang_to_id" not in vars(own):
+        return {}
+    return {name: problem.settings[name] for name in WHISPER_FIELDS if name in problem.settings}
+
+
+def _config(own: Any, problem: Problem) -> Any:
+    """The settings of one call: the base's suppressed tokens and ids of languages and tasks, our defaults, the recipe.
+
+    Whisper's `max_length` does not count the prompt, and beside `max_new_tokens` its default is warned of at each call.
+    """
+    config = copy.deepcopy(own)
+    settings = {"max_new_tokens": room_for_tokens(problem), **GREEDY, **problem.generation}
+    config.update(max_length=settings.pop("max_new_tokens"), max_new_tokens=None, **settings)
+    return config
 
 
 def _language_code(language: str, tokenizer: Any) -> str:

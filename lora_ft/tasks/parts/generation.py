@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import FieldTypes
-from lora_ft.tasks.base import Problem
+from lora_ft.tasks.base import Generation, Problem
 from lora_ft.tasks.parts.language import plain_ids
 from lora_ft.tasks.parts.text import UNLIMITED, positions_of
 
@@ -108,12 +108,7 @@ def generate(
     import transformers
 
     inner = unwrapped(model)
-    config = _config(
-        inner.generation_config,
-        problem,
-        ends=(*ends, *_special_tokens(stops, problem.processor)),
-        limit=new_tokens(problem, model),
-    )
+    config = generation_of(model, problem, ends=ends, stops=stops).config
     given = 1 if inner.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     criteria = transformers.StoppingCriteriaList([_Ended(problem, given=given, stops=stops, stopping=stopping)])
     device = inputs["input_ids"].device
@@ -122,6 +117,25 @@ def generate(
         torch.manual_seed(problem.seed)
         found: torch.Tensor = model.generate(**inputs, stopping_criteria=criteria, streamer=streamer)
     return found
+
+
+def generation_of(model: Any, problem: Problem, *, ends: Iterable[int] = (), stops: Sequence[str] = ()) -> Generation:
+    """What `generate` runs by, for a checkpoint that is to answer alike.
+
+    Args:
+        model: A model that generates, adapted or not; of its own settings only the special tokens count.
+        problem: Its generation settings and tokenizer.
+        ends: Tokens that end an answer beside those of the tokenizer and the base.
+        stops: Texts that end an answer; those that are special tokens become such tokens.
+    """
+    config = _config(
+        unwrapped(model).generation_config,
+        problem,
+        ends=(*ends, *_special_tokens(stops, problem.processor)),
+        limit=new_tokens(problem, model),
+    )
+    searched = tuple(stop for stop in stops if not _special_tokens([stop], problem.processor))
+    return Generation(config, searched)
 
 
 def cut_at(text: str, stops: Sequence[str]) -> str:
