@@ -36,7 +36,7 @@ from lora_ft.errors import InputError, RunError
 logger = logging.getLogger(__name__)
 
 ADAPTED = (nn.Linear, Conv1D, *CONVOLUTIONS)
-KEPT_STACK_BYTES = 32 * 1024**2
+KEPT_STACK_BYTES = 64 * 1024**2
 """Up to here the stacked adapters of a pass are kept for the next one; more would be a second pool."""
 
 
