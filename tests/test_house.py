@@ -84,3 +84,8 @@ def test_no_committed_file_names_a_path_of_one_machine() -> None:
         if path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".csv") and path.is_file():
             match = pattern.search(path.read_text(encoding="utf-8"))
             assert match is None, f"{name}: {match}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs").glob("*.md")), ids=lambda file: file.name)
+def test_no_page_waits_to_be_filled_in(file: Path) -> None:
+    assert "@@" not in file.read_text(encoding="utf-8")

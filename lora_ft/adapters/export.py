@@ -43,7 +43,7 @@ WITHOUT_ONNX = {
 SEQ2SEQ = "seq2seq"
 
 PACKAGES = ("onnx", "onnxruntime")
-INSTALL = "pip install 'lora-ft[export]'"
+INSTALL = "pip install -c constraints.txt -e '.[export]'"
 
 
 def check_request(name: str, *, dtype: str | None) -> None:

@@ -159,7 +159,7 @@ def check_plan(plan: Plan, sources: Sequence[Source]) -> None:
     count = len(sources)
     if len(plan.weights) != count:
         raise InputError(
-            f"--weights: {len(plan.weights)} weights for {count} adapters. Give one for each, in their order"
+            f"--weights: {len(plan.weights)} given for {count} adapters. Give one for each, in their order"
         )
     if not all(math.isfinite(weight) for weight in plan.weights) or not any(plan.weights):
         raise InputError(f"--weights = {list(plan.weights)}: expected finite numbers that are not all 0")
@@ -238,8 +238,7 @@ def check_checkpoint_target(target: Path, *, overwrite: bool, needed_bytes: int)
     if target.is_dir() and any(target.iterdir()):
         if not (target / MERGED).is_file():
             raise AdapterError(
-                f"--output {target}: exists and was not written by lora-ft merge; it is never deleted. "
-                "Choose another one."
+                f"--output {target}: exists and was not written by lora-ft; it is never deleted. Choose another one."
             )
         if not overwrite:
             raise AdapterError(

@@ -181,9 +181,10 @@ class PooledAdapters:
             advance: Called with the number of features done.
 
         Raises:
-            InputError: An adapter is not known.
+            InputError: There is not one known adapter for each row, or a row has none of the task's inputs.
             AdapterRefused: One cannot be used.
         """
+        self._refuse_misfits(rows, names)
         owners: dict[str, list[int]] = {}
         for number, name in enumerate(names):
             owners.setdefault(name, []).append(number)
@@ -194,6 +195,19 @@ class PooledAdapters:
             for number, prediction in zip(numbers, found[name], strict=True):
                 predictions[number] = prediction
         return predictions
+
+    def _refuse_misfits(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+        """Refuses rows that cannot be sorted by adapter or read."""
+        if len(rows) != len(names):
+            raise InputError(f"pool: {len(rows)} rows and {len(names)} names of adapters. Give one name for each row")
+        inputs = [column.name for column in self.task.inputs()]
+        for number, (row, name) in enumerate(zip(rows, names, strict=True), start=1):
+            if not isinstance(name, str):
+                raise InputError(
+                    f"pool: row {number}: {name!r} is no name of an adapter. Known: {self.pool.names()[:5]}"
+                )
+            if not isinstance(row, Mapping) or not any(column in row for column in inputs):
+                raise InputError(f"pool: row {number}: {row!r:.80}. Expected a mapping with {' or '.join(inputs)}")
 
     def predict_tables(
         self,

@@ -223,7 +223,7 @@ def verify(context: click.Context, /, adapter: Path, **where: Any) -> None:
     when = "when it was adopted" if "adopted" in manifest.run else "in training"
     click.echo(f"  base    {manifest.base.name}: weights, config and tokenizer as {when}")
     click.echo(f"  tensors {len(manifest.tensors)}, all loaded bit by bit")
-    click.echo(f"  probe   {len(manifest.probe.logits)} rows answered as after training")
+    click.echo(f"  probe   {len(manifest.probe.logits)} rows answered as recorded")
 
 
 @click.command()

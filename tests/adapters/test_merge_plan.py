@@ -105,7 +105,7 @@ def test_what_is_more_than_a_and_b_is_refused(pair: list[Path], changes: dict[st
     ("plan", "message"),
     [
         (Plan("tise", (0.5, 0.5), 0.5), r"no such method\. Did you mean 'ties'\?"),
-        (Plan("cat", (0.5, 0.3, 0.2)), r"3 weights for 2 adapters"),
+        (Plan("cat", (0.5, 0.3, 0.2)), r"3 given for 2 adapters"),
         (Plan("cat", (float("nan"), 1.0)), r"finite numbers"),
         (Plan("cat", (0.0, 0.0)), r"not all 0"),
         (Plan("cat", (1.0, -2.0)), r"heads are averaged.*above 0"),

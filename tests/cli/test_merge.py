@@ -69,7 +69,7 @@ def test_wrong_input_is_refused_before_torch_is_imported(pair: list[Path], tmp_p
     (full / "notes.txt").write_text("mine")
     for arguments, words in (
         ((*pair, "--output", new, "--method", "tise"), "Did you mean 'ties'?"),
-        ((*pair, "--output", new, "--weights", "1,2,3"), "3 weights for 2 adapters"),
+        ((*pair, "--output", new, "--weights", "1,2,3"), "3 given for 2 adapters"),
         ((*pair, "--output", new, "--method", "cat", "--method", "svd"), "--search to try them all"),
         ((*pair, "--output", new, "--search", "--weights", "1,1"), "--search finds the weights"),
         ((*pair, "--output", pair[0] / "adapter"), "lie in one another"),

@@ -16,6 +16,7 @@ from lora_ft.assemble.answer import answer, join_rows
 from lora_ft.assemble.encode import encode_rows
 from lora_ft.assemble.pooled import Member, PooledAdapters, shared_by_rows
 from lora_ft.assemble.saved import OpenOptions
+from lora_ft.errors import InputError
 from lora_ft.models.fingerprint import fingerprint
 from lora_ft.tasks.base import load_task
 from tests.bases import make_base
@@ -100,3 +101,24 @@ def test_settings_that_the_batch_shares_keep_adapters_apart(tmp_path: Path) -> N
         listed = [dict(built.rows[index]) for index in range(len(built.rows))]
         found = pooled.predict(listed * 2, [name for name in truth for _ in listed], batch_size=8)
     assert found == truth["first"] + truth["second"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "names", "message"),
+    [
+        ([{"text": "x"}, {"text": "y"}], ["first"], "2 rows and 1 names of adapters"),
+        ([{"txt": "x"}], ["first"], "row 1: .*Expected a mapping with text"),
+        (["x"], ["first"], "row 1: .*Expected a mapping with text"),
+        ([{"text": "x"}], [None], "row 1: None is no name of an adapter"),
+    ],
+)
+def test_rows_that_do_not_fit_their_names_are_one_error(
+    rows: list[Any], names: list[Any], message: str, tmp_path: Path
+) -> None:
+    built = Built(load_task("text-classification"), "single_label_classification", make_base(tmp_path / "base"))
+    pooled = PooledAdapters(
+        task=built.task, precision=FP32, quantization=None, base=fingerprint(built.folder, cache_dir=None),
+        options=OpenOptions(),
+    )  # fmt: skip
+    with AdapterPool(built.base().model, prove=trusting) as pooled.pool, pytest.raises(InputError, match=message):
+        pooled.predict(rows, names)
