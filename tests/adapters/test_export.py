@@ -69,7 +69,9 @@ def test_whisper_is_not_exported_but_ctc_is(written: Path, tmp_path: Path) -> No
 
 def test_a_missing_package_names_the_extra(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_runtime"))
-    with pytest.raises(InputError, match=r"needs no_such_runtime, not installed here: pip install 'lora-ft\[export\]'"):
+    with pytest.raises(
+        InputError, match=r"needs no_such_runtime, not installed here: pip install -c constraints.txt -e '.\[export\]'"
+    ):
         check_onnx(read_manifest(written), where=tmp_path)
 
 
