@@ -15,6 +15,9 @@ from lora_ft.models.resolve import KEY
 
 logger = logging.getLogger(__name__)
 
+UNINITIALISED = ("layer_weights",)
+"""Parameters that transformers (5.23) leaves as it finds the memory: that they are all alike is chance."""
+
 NAMES_IN_MESSAGE = 5
 MASKS = frozenset(["masked_spec_embed", "mask_token"])
 """Parameters that only stand in for what training hides (SpecAugment): random ones change no answer."""
@@ -208,7 +211,12 @@ def _refuse_random(model: Any, keys: Collection[str], *, base: str) -> None:
     """Refuses fresh weights that nobody trains or saves, unless all are alike, and so the same at every load."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     random = sorted(
-        key for key in keys if key in parameters and not bool((parameters[key] == parameters[key].flatten()[0]).all())
+        key
+        for key in keys
+        if key in parameters
+        and (
+            key.rpartition(".")[2] in UNINITIALISED or not bool((parameters[key] == parameters[key].flatten()[0]).all())
+        )
     )
     if random:
         raise ModelError(
