@@ -13,14 +13,15 @@ from typing import Any
 
 from lora_ft.errors import AdapterRefused, closest
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised with every change after which an older lora_ft could misread a folder; all older ones are read.
 
 2: inputs of a probe may be `random_normal` or `constant` instead of lists.
 3: `centroid`, which older folders lack; matrices may be stored in int8, in a file of their own (`compress`).
+4: `preparation` and `checks_off`, which older folders lack: an older lora_ft would answer texts as they are.
 """
-LATER = {"centroid": 3}
-"""Keys with a default value that folders of an older format version lack."""
+LATER: Mapping[str, tuple[int, Any]] = {"centroid": (3, None), "preparation": (4, {}), "checks_off": (4, [])}
+"""Keys that folders of an older format version lack: since when they are there, and what stands for them."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Manifest:
         created: When, ISO 8601 in UTC.
         run: Facts about the run: steps, seconds, rows, command.
         centroid: Of the training rows; None where the base gives no embedding of them, or they are not known.
+        preparation: What was done to texts before they were encoded, and is done again to those to answer.
+        checks_off: Names of the gates and findings that the recipe turned off.
         tensors: Every tensor of the adapter file; filled in by `write_adapter`.
         files: Every file of the folder but the manifest; filled in by `write_adapter`.
         format_version: Version of this format.
@@ -146,6 +149,8 @@ class Manifest:
     created: str
     run: dict[str, Any]
     centroid: Centroid | None = None
+    preparation: dict[str, Any] = field(default_factory=dict)
+    checks_off: list[Any] = field(default_factory=list)
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -201,9 +206,9 @@ class Manifest:
                 f"{where}: checksum does not match: the file was edited or damaged after training. Copy "
                 "the folder again."
             )
-        for key, since in LATER.items():
+        for key, (since, missing) in LATER.items():
             if version < since:
-                content.setdefault(key, None)
+                content.setdefault(key, missing)
         manifest: Manifest = _read(cls, content, where=where)
         return manifest
 

@@ -38,7 +38,7 @@ from lora_ft.models.load import Base, load_base, load_processor
 from lora_ft.models.precision import Precision, cast_frozen_linears, plan_precision
 from lora_ft.models.processor import has_files, inner_tokenizer
 from lora_ft.models.size import base_size
-from lora_ft.tasks.base import Problem
+from lora_ft.tasks.parts.problem import Problem
 
 SEED = 0
 """Of the adoption: it draws the head of the bare base where that has none. The seed of the training is not known."""

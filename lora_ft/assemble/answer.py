@@ -12,7 +12,8 @@ import torch
 
 from lora_ft.assemble.encode import EncodedRows, without_media
 from lora_ft.models.precision import Precision, autocast_context
-from lora_ft.tasks.base import Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Problem
 
 
 @dataclass(frozen=True)

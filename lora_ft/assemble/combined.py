@@ -28,7 +28,8 @@ from lora_ft.models.load import Base, load_base, load_processor
 from lora_ft.models.precision import cast_frozen_linears, plan_precision
 from lora_ft.models.pretrained import find_label_modules
 from lora_ft.models.processor import inner_tokenizer
-from lora_ft.tasks.base import Problem, Task, load_task
+from lora_ft.tasks.base import Task, load_task
+from lora_ft.tasks.parts.problem import Problem
 
 
 @dataclass(frozen=True)

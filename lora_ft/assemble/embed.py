@@ -14,7 +14,8 @@ from lora_ft.assemble.answer import on_device
 from lora_ft.assemble.encode import encode_rows
 from lora_ft.models.embed import embed
 from lora_ft.models.precision import Precision, autocast_context
-from lora_ft.tasks.base import Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Problem
 
 ROWS = 256
 """Training rows that a centroid is made of, evenly spaced; more of them move it by less than a row's own distance."""

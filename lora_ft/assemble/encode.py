@@ -11,7 +11,8 @@ import numpy as np
 
 from lora_ft.data.encode import LazySplit, encode_split
 from lora_ft.errors import DataError
-from lora_ft.tasks.base import Features, Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Features, Problem
 
 MEDIA = ("image", "audio")
 LENGTHS_AT_ONCE = 256

@@ -31,7 +31,8 @@ from lora_ft.assemble.merged import fold, remember
 from lora_ft.assemble.saved import OpenOptions, SavedAdapter
 from lora_ft.models.precision import Precision
 from lora_ft.models.processor import inner_tokenizer
-from lora_ft.tasks.base import Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Problem
 
 GRAPH = "model.onnx"
 OUTPUTS = ("logits", "start_logits", "end_logits")

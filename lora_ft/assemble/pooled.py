@@ -29,7 +29,8 @@ from lora_ft.errors import AdapterRefused, InputError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.models.load import load_base, load_processor
 from lora_ft.models.precision import Precision, autocast_context, cast_frozen_linears, plan_precision
-from lora_ft.tasks.base import Problem, Task, load_task
+from lora_ft.tasks.base import Task, load_task
+from lora_ft.tasks.parts.problem import Problem
 
 logger = logging.getLogger(__name__)
 

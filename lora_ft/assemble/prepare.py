@@ -21,7 +21,8 @@ from lora_ft.models.load import load_processor
 from lora_ft.models.resolve import BaseFolder, resolve_base
 from lora_ft.recipe.families import unknown_family
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import Problem, Task, load_task
+from lora_ft.tasks.base import Task, load_task
+from lora_ft.tasks.parts.problem import Problem
 
 logger = logging.getLogger(__name__)
 

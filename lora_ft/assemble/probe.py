@@ -9,7 +9,8 @@ import datasets
 import torch
 
 from lora_ft.assemble.encode import encode_rows
-from lora_ft.tasks.base import Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Problem
 
 
 def probe_forward(task: Task, problem: Problem) -> Callable[[Any, Mapping[str, Any]], torch.Tensor]:

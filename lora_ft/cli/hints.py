@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lora_ft.tasks.base import Problem, Task
+    from lora_ft.tasks.base import Task
+    from lora_ft.tasks.parts.problem import Problem
 
 ROWS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet")
 

@@ -21,7 +21,8 @@ from lora_ft.data.sources import load_rows, load_splits
 from lora_ft.errors import DataError
 from lora_ft.metrics.intervals import RESAMPLES, Interval, bootstrap_intervals, paired_intervals
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Problem
 
 
 class Described(Protocol):

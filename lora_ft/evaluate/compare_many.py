@@ -22,7 +22,8 @@ from lora_ft.errors import DataError
 from lora_ft.evaluate.compare import canonical, rows_of_recipe
 from lora_ft.metrics.intervals import RESAMPLES, Interval, bootstrap_intervals
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Problem
 
 Scorer = Callable[[Any], dict[str, float]]
 

@@ -90,5 +90,6 @@ def _recipe(file: Path, draft: Draft) -> Recipe:
         early_stopping=EarlyStoppingSection(**draft.section("early_stopping")),
         generation_config=draft.section("generation_config"),
         augmentation=draft.section("augmentation"),
+        checks=draft.section("checks"),
         offline=draft.values["offline"],
     )

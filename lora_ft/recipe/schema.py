@@ -195,6 +195,7 @@ class Recipe:
         early_stopping: When to stop before the last epoch.
         generation_config: Fields of transformers' GenerationConfig, for tasks that generate.
         augmentation: How training rows are varied, in the words of the task.
+        checks: Gates and findings that are turned off (`false`), by name.
         offline: Never ask a hub.
     """
 
@@ -211,4 +212,10 @@ class Recipe:
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     augmentation: Mapping[str, Any] = field(default_factory=dict)
+    checks: Mapping[str, bool] = field(default_factory=dict)
     offline: bool = False
+
+    @property
+    def checks_off(self) -> frozenset[str]:
+        """Names of the gates and findings that this recipe turns off."""
+        return frozenset(name for name, wanted in self.checks.items() if not wanted)

@@ -27,6 +27,7 @@ from lora_ft.recipe.accepts import (
     any_of,
 )
 from lora_ft.recipe.annotations import DTYPES
+from lora_ft.recipe.check_names import FINDINGS, GATES
 from lora_ft.recipe.schema import (
     DatasetSection,
     EarlyStoppingSection,
@@ -48,7 +49,7 @@ DEFAULTED_SECTION = "peft_config"
 TASK_SECTIONS = ("processor", "generation_config", "augmentation")
 """Sections whose keys are the task's."""
 
-OPTIONAL_SECTIONS = ("quantization_config", *TASK_SECTIONS, "loss", "optimizer", "early_stopping")
+OPTIONAL_SECTIONS = ("quantization_config", *TASK_SECTIONS, "loss", "optimizer", "early_stopping", "checks")
 SECTIONS = ("model", DEFAULTED_SECTION, "dataset", "training_args", *OPTIONAL_SECTIONS)
 
 OPTIONAL_STR = any_of([STR, NULL])
@@ -155,6 +156,15 @@ EARLY_STOPPING = _struct(
 )
 
 
+CHECKS = Struct(
+    "checks",
+    {
+        **{name: Field(BOOL, f"whether a run is stopped without: {told}", True) for name, told in GATES.items()},
+        **{name: Field(BOOL, "whether the data doctor says it", True) for name in FINDINGS},
+    },
+)
+
+
 def columns_of(task: TaskFacts) -> Struct:
     """`dataset.columns` of a task: a list of columns where the task reads labels."""
     return Struct(
@@ -212,7 +222,8 @@ def section_struct(section: str, *, task: TaskFacts | None, peft_type: str) -> S
             return dataset_of(task) if task else DATASET
         case _ if section in TASK_SECTIONS:
             return keys_of(task, section) if task else None
-    return {"model": MODEL, "loss": LOSS, "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING}[section]
+    own = {"model": MODEL, "loss": LOSS, "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING, "checks": CHECKS}
+    return own[section]
 
 
 def section_help() -> dict[str, str]:

@@ -25,6 +25,7 @@ ORDER = (
     "loss",
     "optimizer",
     "early_stopping",
+    "checks",
     "training_args",
 )
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import audio, audio_batches, audio_ctc, audio_features
 from lora_ft.tasks.parts import classification as parts
 from lora_ft.tasks.parts.audio_augmentation import AUGMENTATION_FIELDS, Augmentation
+from lora_ft.tasks.parts.problem import Features, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Generation, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import audio, audio_batches, audio_ctc, audio_features, audio_transcripts, audio_whisper
 from lora_ft.tasks.parts.audio_augmentation import AUGMENTATION_FIELDS, Augmentation
+from lora_ft.tasks.parts.problem import Features, Generation, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Parts, Problem, Rows, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import classification as parts
 from lora_ft.tasks.parts import image_augmentation as augmentation
 from lora_ft.tasks.parts import images
+from lora_ft.tasks.parts.problem import Features, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

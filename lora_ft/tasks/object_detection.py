@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import DataError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import boxes as geometry
 from lora_ft.tasks.parts import detection, detection_loss, images
 from lora_ft.tasks.parts import image_augmentation as augmentation
 from lora_ft.tasks.parts.label_names import label_fields
+from lora_ft.tasks.parts.problem import Features, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Generation, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
+from lora_ft.tasks.parts.problem import Features, Generation, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

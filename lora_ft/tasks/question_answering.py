@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Parts, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.answers import answer_spans, best_spans, fault_of_answers, merged
+from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
 from lora_ft.tasks.parts.questions import answer_tokens, null_position, question_windows, shortened
 from lora_ft.tasks.parts.windows import WINDOW_FIELDS, pad_windows, window_settings
 

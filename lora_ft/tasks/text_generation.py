@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import DataError, InputError
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Generation, Parts, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
+from lora_ft.tasks.parts.problem import Features, Generation, Parts, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.recipe.schema import Column, FieldTypes
-from lora_ft.tasks.base import Features, Parts, Problem, Rows, Task
+from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import tagged
 from lora_ft.tasks.parts import tags as bio
 from lora_ft.tasks.parts.label_names import label_fields
+from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
 from lora_ft.tasks.parts.windows import WINDOW_FIELDS, Window, cut_windows, pad_windows, place_words, window_settings
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from lora_ft.assemble.answer import Answers, answer, join_rows
 from lora_ft.assemble.encode import EncodedRows, references_of
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.precision import Precision
-from lora_ft.tasks.base import Problem, Task
+from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts.problem import Problem
 
 
 @dataclass(frozen=True)

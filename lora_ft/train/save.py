@@ -119,6 +119,8 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
             quantization=fresh.base.quantization,
         ),
         centroid=_centroid(prepared, fresh),
+        preparation=dict(prepared.problem.preparation),
+        checks_off=sorted(recipe.checks_off),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         run={
             **outcome.run,

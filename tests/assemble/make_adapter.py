@@ -21,7 +21,8 @@ from lora_ft.models.fingerprint import fingerprint
 from lora_ft.models.load import load_base, load_processor
 from lora_ft.models.precision import Precision
 from lora_ft.models.resolve import resolve_base
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
+from lora_ft.tasks.parts.problem import Problem
 from tests.bases import make_base
 
 CPU = Precision(device="cpu", compute_dtype=torch.float32, autocast=False)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli.hints import file_hint, hinted
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
+from lora_ft.tasks.parts.problem import Problem
 from tests.bases import tiny_tokenizer
 from tests.toy import write_recipe, write_reviews
 

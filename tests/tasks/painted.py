@@ -17,8 +17,9 @@ from lora_ft.models.load import load_base, load_processor
 from lora_ft.models.precision import plan_precision
 from lora_ft.models.resolve import resolve_base
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts.image_examples import COLORS, SCENES, SIDE, picture
+from lora_ft.tasks.parts.problem import Problem
 from tests.bases import make_base
 from tests.toy import read
 

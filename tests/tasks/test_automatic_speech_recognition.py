@@ -14,8 +14,9 @@ from lora_ft.assemble.saved import OpenOptions, open_adapter
 from lora_ft.errors import DataError, InputError
 from lora_ft.models.load import load_processor
 from lora_ft.models.resolve import resolve_base
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts.audio_examples import tones
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.toy import read

@@ -20,7 +20,8 @@ from lora_ft.assemble.prepare import base_config, label_column
 from lora_ft.models.load import Base, load_base, load_processor
 from lora_ft.models.precision import plan_precision
 from lora_ft.models.resolve import resolve_base
-from lora_ft.tasks.base import Problem, Task, load_task, task_names
+from lora_ft.tasks.base import Task, load_task, task_names
+from lora_ft.tasks.parts.problem import Problem
 from tests.bases import make_base
 
 CASES = [(name, kind) for name in task_names() for kind in load_task(name).metrics]

@@ -14,9 +14,10 @@ from lora_ft.assemble.saved import OpenOptions, SavedAdapter, open_adapter
 from lora_ft.errors import InputError
 from lora_ft.evaluate.compare import compare, rows_of_recipe
 from lora_ft.serve.predict import predict
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts.language import IGNORED
 from lora_ft.tasks.parts.masking import NO_WORD
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base, tiny_tokenizer
 from tests.toy import read

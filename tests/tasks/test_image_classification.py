@@ -13,7 +13,8 @@ import torch
 
 from lora_ft.assemble.saved import OpenOptions, open_adapter
 from lora_ft.serve.predict import argument_rows, predict
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.painted import ATTENTION, CONVOLUTIONS, Adapted, recipe, write_class_folders

@@ -16,9 +16,10 @@ from lora_ft.assemble.prepare import prepare
 from lora_ft.assemble.saved import OpenOptions, open_adapter
 from lora_ft.errors import DataError, InputError
 from lora_ft.serve.predict import argument_rows, predict
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts.detection import detection_settings
 from lora_ft.tasks.parts.image_examples import picture
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.painted import ATTENTION, LABELS, Adapted, recipe, write_coco

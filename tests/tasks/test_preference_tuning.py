@@ -15,8 +15,9 @@ from lora_ft.assemble.prepare import prepare
 from lora_ft.assemble.saved import OpenOptions, open_adapter
 from lora_ft.errors import DataError, InputError
 from lora_ft.serve.predict import predict
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts.preferences import LOSSES, pair_batch, pairs_of
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.parts import chat_templates as templates

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lora_ft.errors import InputError
-from lora_ft.tasks.base import Features, Problem, Rows, load_task
+from lora_ft.tasks.base import load_task
+from lora_ft.tasks.parts.problem import Features, Problem, Rows
 from tests.bases import tiny_tokenizer
 
 TASK = load_task("text-classification")

@@ -16,9 +16,10 @@ from lora_ft.assemble.saved import OpenOptions, SavedAdapter, open_adapter
 from lora_ft.errors import DataError, InputError
 from lora_ft.evaluate.compare import compare, rows_of_recipe
 from lora_ft.serve.predict import predict, streamed
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts.generation import check_generation, cut_at
 from lora_ft.tasks.parts.language import IGNORED
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.tasks.parts.streaming import until
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base

@@ -19,8 +19,9 @@ from seqeval.metrics.sequence_labeling import get_entities
 from lora_ft.assemble.saved import OpenOptions, SavedAdapter, open_adapter
 from lora_ft.evaluate.compare import compare, rows_of_recipe
 from lora_ft.serve.predict import predict
-from lora_ft.tasks.base import Problem, load_task
+from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts import tags as bio
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.parts.tokenizer_kinds import KINDS, tokenizer_of

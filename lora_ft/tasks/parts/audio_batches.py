@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts.audio import extractor_of
+from lora_ft.tasks.parts.problem import Problem
 
 if TYPE_CHECKING:
     import torch

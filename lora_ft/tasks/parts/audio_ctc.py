@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import DataError, InputError
 from lora_ft.recipe.schema import FieldTypes
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts.audio import extractor_of
 from lora_ft.tasks.parts.audio_augmentation import Augmentation
 from lora_ft.tasks.parts.audio_transcripts import written
+from lora_ft.tasks.parts.problem import Problem
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import DataError
-from lora_ft.tasks.base import Features, Problem, Rows
 from lora_ft.tasks.parts.audio import extractor_of, hears_s, name_of, read_sound, resampled, sound_length_s
 from lora_ft.tasks.parts.audio_augmentation import Augmentation, mask_spectrogram, speed_between, varied
+from lora_ft.tasks.parts.problem import Features, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np

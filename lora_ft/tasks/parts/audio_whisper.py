@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import InputError, closest
 from lora_ft.recipe.schema import FieldTypes
-from lora_ft.tasks.base import Generation, Problem
 from lora_ft.tasks.parts.generation import SAMPLING, unwrapped
+from lora_ft.tasks.parts.problem import Generation, Problem
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import DataError
-from lora_ft.tasks.base import Features, Generation, Problem, Rows
 from lora_ft.tasks.parts.chat import ASSISTANT, ChatTemplate, Message, RenderedChat, cut_tokens, template_of, turn_end
 from lora_ft.tasks.parts.generation import fixed_width, generate, generation_of, new_tokens, positions, stop_strings
 from lora_ft.tasks.parts.language import blocks, causal_labels, end_of_text, fit, frame_of, plain_ids
+from lora_ft.tasks.parts.problem import Features, Generation, Problem, Rows
 from lora_ft.tasks.parts.streaming import pieces
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts.label_names import label_fields
+from lora_ft.tasks.parts.problem import Problem
 
 if TYPE_CHECKING:
     import numpy as np

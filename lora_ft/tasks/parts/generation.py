@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import FieldTypes
-from lora_ft.tasks.base import Generation, Problem
 from lora_ft.tasks.parts.language import plain_ids
+from lora_ft.tasks.parts.problem import Generation, Problem
 from lora_ft.tasks.parts.text import UNLIMITED, positions_of
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.tasks.base import Features, Problem
 from lora_ft.tasks.parts.language import IGNORED, Frame, frame_of, length_mask, pad_right
 from lora_ft.tasks.parts.masking import NO_WORD, Vocabulary, fixed_draws, hide, vocabulary_of
+from lora_ft.tasks.parts.problem import Features, Problem
 
 if TYPE_CHECKING:
     import torch

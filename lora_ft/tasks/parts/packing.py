@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import ModelError
-from lora_ft.tasks.base import Features
 from lora_ft.tasks.parts.generation import unwrapped
 from lora_ft.tasks.parts.language import IGNORED, pad_right
+from lora_ft.tasks.parts.problem import Features
 
 if TYPE_CHECKING:
     import torch

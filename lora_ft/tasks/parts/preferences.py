@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import DataError, InputError
-from lora_ft.tasks.base import Features, Problem, Rows
 from lora_ft.tasks.parts.causal import fitting
 from lora_ft.tasks.parts.chat import ASSISTANT, Message, cut_tokens, template_of
 from lora_ft.tasks.parts.language import IGNORED, end_of_text, frame_of, length_mask, pad_right
+from lora_ft.tasks.parts.problem import Features, Problem, Rows
 
 if TYPE_CHECKING:
     import torch

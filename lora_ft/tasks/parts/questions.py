@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_ft.tasks.base import Problem
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.tasks.parts.windows import Window, cut_windows
 
 SEPARATOR = "\n"

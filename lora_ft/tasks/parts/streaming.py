@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import InputError
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts.generation import cut_at, generate, text_of
+from lora_ft.tasks.parts.problem import Problem
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_ft.errors import DataError
-from lora_ft.tasks.base import Parts, Problem
 from lora_ft.tasks.parts import tags as bio
+from lora_ft.tasks.parts.problem import Parts, Problem
 from lora_ft.tasks.parts.windows import trimmed
 from lora_ft.tasks.parts.words import join_tokens, split_words
 

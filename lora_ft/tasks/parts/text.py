@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ft.errors import InputError
 from lora_ft.recipe.bases import most_tokens
 from lora_ft.recipe.schema import FieldTypes
-from lora_ft.tasks.base import Features, Problem
+from lora_ft.tasks.parts.problem import Features, Problem
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import FieldTypes
-from lora_ft.tasks.base import Problem
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.tasks.parts.text import pad_features, text_settings
 
 if TYPE_CHECKING:

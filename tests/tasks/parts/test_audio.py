@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.errors import DataError, InputError
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts import audio, audio_features
+from lora_ft.tasks.parts.problem import Problem
 from tests.toy_sounds import tone, write_tone
 
 WAVES = tf.Wav2Vec2FeatureExtractor(return_attention_mask=False)

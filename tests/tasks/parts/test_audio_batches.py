@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers as tf
 
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts import audio_ctc
 from lora_ft.tasks.parts.audio_batches import answers_of, pad_sounds, probe_sample
+from lora_ft.tasks.parts.problem import Problem
 from tests.bases_speech import speech_parts
 from tests.toy_sounds import tone
 

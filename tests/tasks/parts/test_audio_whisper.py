@@ -9,8 +9,8 @@ import torch
 import transformers as tf
 
 from lora_ft.errors import InputError
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts import audio_whisper as whisper
+from lora_ft.tasks.parts.problem import Problem
 from tests.bases_speech import speech_parts, whisper_generation
 
 CONFIG, PROCESSOR = speech_parts("whisper", hidden=16, layers=1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_ft.tasks.base import Problem
 from lora_ft.tasks.parts.classification import beats_majority, majority_answer
+from lora_ft.tasks.parts.problem import Problem
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 

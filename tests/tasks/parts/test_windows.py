@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ft.errors import InputError
-from lora_ft.tasks.base import Problem
+from lora_ft.tasks.parts.problem import Problem
 from lora_ft.tasks.parts.windows import cut_windows, pad_windows, place_words, window_settings
 from lora_ft.tasks.parts.words import join_tokens, split_words
 from tests.tasks.parts.tokenizer_kinds import KINDS, tokenizer_of
