@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 
@@ -17,6 +17,8 @@ from lora_ft.data.values import BadValue
 from lora_ft.errors import DataError
 from lora_ft.models.precision import autocast_context
 from lora_ft.recipe.schema import Column
+
+Row = TypeVar("Row")
 
 
 def predict(
@@ -43,7 +45,7 @@ def predict(
         Each row with its prediction, in the order of the input; images and sounds as their paths.
 
     Raises:
-        DataError: A row cannot be used, such as an unreadable image.
+        DataError: A row cannot be used, such as an unreadable image; those before it have been answered.
     """
     for given, prediction in answered(adapter, rows, batch_size=batch_size, window=window, advance=advance):
         yield {**{name: shown(value) for name, value in given.items()}, **prediction}
@@ -59,14 +61,31 @@ def answered(
 ) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
     """Rows with their predictions, as they come; see `predict`."""
     iterator = iter(rows)
-    done = 0
-    while chunk := list(itertools.islice(iterator, batch_size * window)):
-        wanted = list(usable(adapter, chunk, first=done + 1))
-        predictions = adapter.predict(datasets.Dataset.from_list(wanted), batch_size=batch_size)
-        yield from zip(chunk, predictions, strict=True)
-        done += len(chunk)
-        if advance is not None:
-            advance(len(chunk))
+    done, refused = 0, None
+    while refused is None:
+        chunk, unread = taken(iterator, batch_size * window)
+        wanted, unusable = taken(usable(adapter, chunk, first=done + 1), len(chunk))
+        refused = unusable or unread
+        if not wanted and refused is None:
+            return
+        if wanted:  # those before a bad row have their answers before it is told
+            predictions = adapter.predict(datasets.Dataset.from_list(wanted), batch_size=batch_size)
+            yield from zip(chunk[: len(wanted)], predictions, strict=True)
+            done += len(wanted)
+            if advance is not None:
+                advance(len(wanted))
+    raise refused
+
+
+def taken(rows: Iterator[Row], count: int) -> tuple[list[Row], DataError | None]:
+    """The next rows, and what is wrong with the one after them, if that is why they are fewer."""
+    found: list[Row] = []
+    try:
+        for row in itertools.islice(rows, count):
+            found.append(row)  # what was read before a fault is kept
+    except DataError as error:
+        return found, error
+    return found, None
 
 
 def usable(adapter: SavedAdapter, rows: Iterable[Mapping[str, Any]], *, first: int = 1) -> Iterator[dict[str, Any]]:

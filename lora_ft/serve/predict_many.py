@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from lora_ft.assemble.addressed import AddressedRow, check_name, named
 from lora_ft.assemble.pooled import PooledAdapters
 from lora_ft.assemble.router import Route, Router
 from lora_ft.errors import AdapterError, AdapterRefused, DataError
-from lora_ft.serve.predict import shown
+from lora_ft.serve.predict import shown, taken
 
 
 def predict_many(
@@ -41,21 +40,28 @@ def predict_many(
         Each row with `adapter`, with `adapter_score` where the router chose it, and with its prediction.
 
     Raises:
-        DataError: A row names no adapter or an unknown one, or cannot be used by its adapter.
+        DataError: A row names no adapter or an unknown one; or it cannot be used by its adapter, after those before it
+            have been answered.
         AdapterRefused: An adapter is damaged, of another base, or does not answer as it did.
     """
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, batch_size * window)):
+    iterator, refused = iter(rows), None
+    while refused is None:
+        chunk, unread = taken(iterator, batch_size * window)
         routes = _routes(pooled, chunk, default=default, router=router, batch_size=batch_size)
         names = [route.adapter if isinstance(route, Route) else route for route in routes]
-        wanted = list(_usable(pooled, chunk, names))
-        predictions = pooled.predict(wanted, names, batch_size=batch_size)
-        for one, route, prediction in zip(chunk, routes, predictions, strict=True):
+        wanted, unusable = taken(_usable(pooled, chunk, names), len(chunk))
+        refused, count = unusable or unread, len(wanted)
+        if not wanted:
+            break
+        predictions = pooled.predict(wanted, names[:count], batch_size=batch_size)
+        for one, route, prediction in zip(chunk[:count], routes[:count], predictions, strict=True):
             given = {key: shown(value) for key, value in one.row.items()}
             who = {"adapter": route.adapter, "adapter_score": route.score} if isinstance(route, Route) else None
             yield {**given, **(who or {"adapter": route}), **prediction}
         if advance is not None:
-            advance(len(chunk))
+            advance(count)
+    if refused is not None:
+        raise refused
 
 
 def prove_all(pooled: PooledAdapters, names: Iterable[str], *, advance: Callable[[int], None] | None = None) -> None:

@@ -56,6 +56,22 @@ def test_json_rows_say_which_line_lacks_a_column() -> None:
         next(json_rows(["text"], columns=columns, needed=["text"]))
 
 
+def test_rows_before_a_bad_one_are_answered_before_it_is_told(opened: SavedAdapter) -> None:
+    lines = ['{"text": "good"}', '{"text": "bad"}', '{"words": "none"}', '{"text": "never read"}']
+    rows = json_rows(lines, columns=[Column("text", "text", True, "a text")], needed=["text"])
+    answers = predict(opened, rows, batch_size=4)
+    assert [next(answers)["text"], next(answers)["text"]] == ["good", "bad"]
+    with pytest.raises(DataError, match="line 3: nothing under 'text'"):
+        next(answers)
+
+
+def test_rows_before_one_with_other_columns_are_answered(opened: SavedAdapter) -> None:
+    answers = predict(opened, [{"text": "good"}, {"words": "bad"}], batch_size=4)
+    assert next(answers)["text"] == "good"
+    with pytest.raises(DataError, match="row 2: has none of the columns"):
+        next(answers)
+
+
 def test_an_empty_input_gives_no_answer_and_an_empty_line_one(opened: SavedAdapter) -> None:
     assert list(predict(opened, [])) == []
     assert len(list(predict(opened, text_rows(["", "good\n"])))) == 2

@@ -88,6 +88,14 @@ def test_a_bad_row_is_named(pooled: PooledAdapters, row: dict[str, str], message
         list(predict_many(pooled, rows))
 
 
+def test_rows_before_one_that_its_adapter_cannot_use_are_answered(pooled: PooledAdapters) -> None:
+    rows = addressed([{"text": "good book", "d": "books"}, {"d": "books"}], column="d")
+    answers = predict_many(pooled, rows)
+    assert next(answers)["text"] == "good book"
+    with pytest.raises(DataError, match="row 2: has none of the columns"):
+        next(answers)
+
+
 def test_no_row_gives_no_answer_and_all_can_be_proved_before(pooled: PooledAdapters) -> None:
     assert list(predict_many(pooled, [])) == []
     done: list[int] = []
