@@ -63,7 +63,16 @@ class RunError(LoraFtError):
 
 
 class GateError(RunError):
-    """A gate stopped a run that would have ended silently wrong."""
+    """A gate stopped a run that would have ended silently wrong.
+
+    Args:
+        told: What is wrong and what to do.
+        gate: The name by which the recipe's `checks` turn it off; None where nothing does.
+    """
+
+    def __init__(self, told: str, *, gate: str | None = None) -> None:
+        self.gate = gate
+        super().__init__(told if gate is None else f"{told} (gate {gate}; checks: {{{gate}: false}} turns it off)")
 
 
 class Interrupted(RunError):

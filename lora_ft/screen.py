@@ -49,16 +49,17 @@ def pool_table(comparison: PoolComparison, folder: Path) -> Table:
     table = Table(title=escape(f"{folder}: {rows} rows of {len(domains)} adapters"), title_justify="left")
     mains = {one.main for one in domains.values()}
     main = mains.pop() if len(mains) == 1 else "main metric"
-    accuracy = main != "accuracy" and any("accuracy" in one.metrics for one in domains.values())
+    second = "f1_macro" if main == "accuracy" else "accuracy"  # neither says enough where classes are unequal
+    both = any(second in one.metrics for one in domains.values())
     table.add_column("adapter", overflow="fold", min_width=min(20, max(map(len, domains), default=0)))
-    headings = ["rows", f"{main}\n[95 %]", *(["accuracy\n[95 %]"] if accuracy else []), "base"]
+    headings = ["rows", f"{main}\n[95 %]", *([f"{second}\n[95 %]"] if both else []), "base"]
     headings += ["router:\nsent here"] if comparison.router_accuracy() is not None else []
     headings += ["router:\nmetric"] if any(one.routed for one in domains.values()) else []
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, one in domains.items():
         cells = [str(len(one.references)), _with_interval(one, one.main)]
-        cells += [_with_interval(one, "accuracy")] if accuracy else []
+        cells += [_with_interval(one, second)] if both else []
         cells.append(_number(one.base.get(one.main)))
         cells += [_number(one.sent_to(name))] if one.routes is not None else []
         cells += [_number(one.routed[one.main])] if one.routed is not None else []
@@ -66,7 +67,7 @@ def pool_table(comparison: PoolComparison, folder: Path) -> Table:
     if len(domains) > 1:
         averages = [comparison.average(of) for of in ("metrics", "base", "routed")]
         own, base, routed = (values.get(main) for values in averages)
-        cells = [str(rows), _number(own), *([_number(averages[0].get("accuracy"))] if accuracy else []), _number(base)]
+        cells = [str(rows), _number(own), *([_number(averages[0].get(second))] if both else []), _number(base)]
         right = comparison.router_accuracy()
         cells += [_number(right)] if right is not None else []
         cells += [_number(routed)] if routed is not None else []
@@ -137,8 +138,11 @@ def not_learned(result: TrainResult) -> Panel:
     manifest = result.manifest
     rows = manifest.run["rows"]["validation"] if manifest else 0
     steps = manifest.run["steps"] if manifest else 0
+    change = (manifest.run.get("gap") or {}).get("change", "") if manifest else ""
     advice = (
-        f"{steps} steps are few: raise training_args.num_train_epochs, or give more rows."
+        f"First change: {change}"
+        if change
+        else f"{steps} steps are few: raise training_args.num_train_epochs, or give more rows."
         if steps < FEW_STEPS
         else "Try a lower training_args.learning_rate (a third of it), a longer training_args.warmup_steps, more "
         "epochs, or look at the labels."
@@ -176,6 +180,7 @@ def manifest_table(manifest: Manifest, folder: Path) -> Table:
         "head": (", ".join(manifest.head) + ("" if manifest.new_head else " (the base's own, trained on)"))
         if manifest.head
         else "none that trains",
+        **({"texts": f"prepared by {', '.join(manifest.preparation)}"} if manifest.preparation else {}),
         "metrics": "; ".join(f"{split}: {_headline(values)}" for split, values in manifest.metrics.items()) or "none",
         "learned": {True: "yes", False: "NO: no better than what it had to beat", None: "not measured"}[
             manifest.learned
@@ -203,7 +208,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
 def adapters_table(found: Sequence[tuple[Path, Manifest | str]]) -> Table:
     """The adapters of a folder, one a line; what cannot be read says why."""
     table = Table(title_justify="left")
-    for heading in ("adapter", "task", "base", "labels", "main metric", "MB"):
+    for heading in ("adapter", "task", "base", "labels", "metrics", "MB"):
         table.add_column(heading)
     if any(isinstance(manifest, str) for _, manifest in found):
         table.add_column("why it cannot be read", overflow="fold", style="red")
@@ -217,7 +222,7 @@ def adapters_table(found: Sequence[tuple[Path, Manifest | str]]) -> Table:
             manifest.task,
             escape(manifest.base.name),
             str(len(manifest.labels) or _without_labels(manifest)),
-            escape(_headline(scores, count=1)),
+            escape(_headline(scores, count=2)),
             f"{sum(file.bytes for file in manifest.files.values()) / 1e6:.2f}",
         )
     return _uncut(table)

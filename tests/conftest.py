@@ -23,6 +23,12 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gpt2_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its language-model head."""
+    return make_base(tmp_path_factory.mktemp("bases") / "gpt2-lm", "gpt2", auto_class="AutoModelForCausalLM")
+
+
+@pytest.fixture(scope="session")
 def tiny_pool(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> TinyPool:
     """Three adapters on one base; tests that change it work on a copy."""
     return make_pool(tmp_path_factory.mktemp("pool"), tiny_bert)

@@ -118,6 +118,8 @@ def _numbers(manifest: Manifest) -> str:
             rows.append(f"| {split} | {metric} | {_number(value)} | {_number(baseline.get(split, {}).get(metric))} |")
     if manifest.learned is False:
         rows.append("\n**This run did not learn: it is no better than an answer without training.**")
+    if gap := manifest.run.get("gap"):
+        rows.append(f"\nTraining rows against validation rows ({gap['verdict']}): {'; '.join(gap['reasons'])}.")
     return "\n".join(rows)
 
 
@@ -200,9 +202,21 @@ def _limits(manifest: Manifest) -> str:
     length = manifest.settings.get("max_length")
     if length:
         lines.append(f"- Inputs are cut to {length} tokens.")
+    lines += [f"- {note}" for note in preparation_notes(manifest)]
     if manifest.new_head and "adopted" not in manifest.run:
         lines.append("- The head was trained from scratch on the rows above alone.")
     return "\n".join(lines)
+
+
+def preparation_notes(manifest: Manifest) -> list[str]:
+    """What whoever runs it without lora_ft must do to texts first; empty where nothing."""
+    if not manifest.preparation:
+        return []
+    steps = ", ".join(f"`{name}`" for name in manifest.preparation)
+    return [
+        f"It was trained on prepared texts: {steps}, in this order. lora_ft prepares every text that it answers by "
+        "itself; elsewhere do the same first (`preparation` in the JSON file beside this one says how)."
+    ]
 
 
 def _short_name(name: str) -> str:

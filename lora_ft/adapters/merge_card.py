@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ft.adapters.card import HUB_ID, PROCESSORS
+from lora_ft.adapters.card import HUB_ID, PROCESSORS, preparation_notes
 from lora_ft.adapters.manifest import Manifest
 
 
@@ -38,6 +38,7 @@ def merged_card(manifest: Manifest, record: Mapping[str, Any], *, auto_class: st
         "## How far it is from the adapter",
         _drift_table(record["drift"]),
         *_metrics(record),
+        *preparation_notes(manifest),
         "## How to load it",
         "```python\n"
         f"from transformers import {auto_class}, {reader}\n\n"

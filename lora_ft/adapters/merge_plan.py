@@ -270,9 +270,12 @@ def shared_settings(sources: Sequence[Source]) -> dict[str, Any]:
         differing = [key for key in {**first, **other} if key != "max_length" and first.get(key) != other.get(key)]
         if differing:
             key = differing[0]
+            tuned = key == "thresholds"
+            word = "decision.threshold" if tuned else f"processor.{key}"
+            remedy = "with the same number, or without one" if tuned else "with the same setting"
             raise AdapterRefused(
-                f"merge: processor.{key} is {first.get(key)!r} in {sources[0].name} and {other.get(key)!r} in "
-                f"{one.name}: one adapter can have one alone. Train them with the same setting."
+                f"merge: {word} is {first.get(key)!r} in {sources[0].name} and {other.get(key)!r} in "
+                f"{one.name}: one adapter can have one alone. Train them {remedy}."
             )
         if "max_length" in first and "max_length" in other:
             first["max_length"] = max(first["max_length"], other["max_length"])
@@ -326,6 +329,11 @@ def _check_pair(first: Source, other: Source) -> None:
             f"{other.name} has {list(theirs.labels)}. Expected the same labels, in any order; keep such adapters side "
             "by side in a pool."
         )
+    if ours.preparation != theirs.preparation:
+        raise AdapterRefused(
+            f"merge: {first.name} prepares texts by {_steps(ours)}, {other.name} by {_steps(theirs)}: one adapter can "
+            "prepare them in one way alone. Train them with the same section `preparation`."
+        )
     saved = [set(one.config.get("modules_to_save") or ()) for one in (first, other)]
     shapes = [{name: info for name, info in one.tensors.items() if not FACTOR.match(name)} for one in (ours, theirs)]
     if saved[0] != saved[1] or shapes[0] != shapes[1]:
@@ -333,6 +341,14 @@ def _check_pair(first: Source, other: Source) -> None:
             f"merge: {first.name} saves the modules {sorted(saved[0])} in full, {other.name} {sorted(saved[1])}, or "
             "with other shapes. Expected the same head in all; train it in all of them, or in none."
         )
+
+
+def _steps(manifest: Manifest) -> str:
+    """The steps with their values, on one line; `nothing` where texts stay as they are."""
+    told = ", ".join(
+        f"{name}: {json.dumps(value, ensure_ascii=False)[:60]}" for name, value in manifest.preparation.items()
+    )
+    return told or "nothing"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

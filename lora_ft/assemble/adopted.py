@@ -161,7 +161,11 @@ def write_adopted(
             run={**manifest.run, "adopted": facts, "rows": {"data": measured.rows}},
         )
     generation = manifest.run["generation_config"]
-    write_adapter(
+
+    def check(written: Path, _: Manifest) -> None:
+        verify_files(written)
+
+    return write_adapter(
         target,
         model=opened.model,
         processor=opened.processor,
@@ -176,8 +180,8 @@ def write_adopted(
         generation_config=transformers.GenerationConfig(**generation) if generation else None,
         overwrite=overwrite,
         option="--output",
+        check=check,
     )
-    return verify_files(target)
 
 
 def _problem(adoption: Adoption) -> Problem:

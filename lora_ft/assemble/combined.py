@@ -226,6 +226,7 @@ def _describe(
             "rows": _added([one.run.get("rows") or {} for one in manifests]),
             "truncated": _added([one.run.get("truncated") or {} for one in manifests]),
             "baseline": {},
+            "preparation": [count for one in manifests for count in one.run.get("preparation", [])],
             "merge": dict(merge),
         },
         tensors={},

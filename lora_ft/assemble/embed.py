@@ -30,6 +30,7 @@ def row_embeddings(
     problem: Problem,
     precision: Precision,
     batch_size: int = 32,
+    layers: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> np.ndarray | None:
     """One vector for each row: the mean over its features (the windows of a long text).
@@ -41,10 +42,12 @@ def row_embeddings(
         problem: What it is about.
         precision: What the base computes in.
         batch_size: Features a batch.
+        layers: See `lora_ft.models.embed.embed`.
         advance: Called with the number of features done.
 
     Returns:
-        `(rows, width)` in float32; None where a feature is not one row of the base's input (pairs of preferences).
+        `(rows, layers * width)` in float32; None where a feature is not one row of the base's input (pairs of
+        preferences).
     """
     if task.argument == "audio":
         batch_size = 1  # what pads a sound moves its embedding
@@ -59,7 +62,7 @@ def row_embeddings(
         indices = order[start : start + batch_size]
         batch = on_device(collate([features[index] for index in indices]), model.device)
         with torch.no_grad(), autocast_context(precision):
-            vectors = embed(model, batch)
+            vectors = embed(model, batch, layers=layers)
         if vectors is None or len(vectors) != len(indices):
             return None
         found = vectors.float().cpu().numpy()

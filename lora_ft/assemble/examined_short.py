@@ -14,6 +14,7 @@ from lora_ft.data.labels import SINGLE
 MOST_ROWS = 20_000
 TOLD_ALREADY = ("empty-texts", "exact-leakage", "absent-labels", "one-class", "unknown-labels")
 """What `RowReport` says, or refuses itself."""
+QUICK_DUPLICATES = ("exact-duplicates", "conflicting-labels")
 
 
 def examined_in_short(prepared: Prepared) -> list[str]:
@@ -22,17 +23,19 @@ def examined_in_short(prepared: Prepared) -> list[str]:
     Args:
         prepared: What `prepare` returned; what its report says already is not said again.
     """
-    task, rows = prepared.task, prepared.rows
+    task, rows = prepared.task, prepared.own_rows
     if task.lazy or not text_columns(rows["train"], task.columns):
         return []
     problem_type, recipe = prepared.problem.problem_type, prepared.recipe
     target_of = target_reader(rows["train"], task.columns, problem_type=problem_type, names=prepared.problem.labels)
+    drawn_again = ("exact-duplicates",) if recipe.preparation.stopping_strategy == "all_exhausted" else ()
+    without = recipe.checks_off.union(TOLD_ALREADY, drawn_again)
     checks: list[Check] = [
-        TextCheck(quick=True, without=TOLD_ALREADY),
-        DuplicateCheck(None, without=TOLD_ALREADY),
+        TextCheck(quick=True, without=without),
+        *(() if without.issuperset(QUICK_DUPLICATES) else (DuplicateCheck(None, without=tuple(without)),)),
         LabelCheck(
             known=prepared.problem.labels or None, one_each=problem_type == SINGLE,
-            weighs=task.weighs_classes and recipe.loss.class_weight is None, without=TOLD_ALREADY,
+            weighs=task.weighs_classes and not recipe.makes_up_for_rare_classes, without=tuple(without),
         ),
     ]  # fmt: skip
     for batch in each_batch(rows, task.columns, target_of=target_of, most=MOST_ROWS):

@@ -61,6 +61,7 @@ def export_served(adapter: SavedAdapter, output: Path, *, server: str, command: 
         "task": manifest.task,
         "base": asdict(manifest.base),
         "trained_on": manifest.quantization or manifest.precision,
+        "preparation": manifest.preparation,
         "rank": served.rank,
         "changes": list(served.changes),
         "largest_relative_change": served.difference,

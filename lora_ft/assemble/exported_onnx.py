@@ -148,6 +148,7 @@ def _facts(adapter: SavedAdapter, *, command: str) -> dict[str, Any]:
         "problem_type": manifest.problem_type,
         "labels": list(manifest.labels),
         "settings": manifest.settings,
+        "preparation": manifest.preparation,
         "base": asdict(manifest.base),
         "dtype": "float32",
         "versions": {**installed_versions(), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},

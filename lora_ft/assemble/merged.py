@@ -289,6 +289,7 @@ def _record(
         "problem_type": manifest.problem_type,
         "labels": list(manifest.labels),
         "settings": manifest.settings,
+        "preparation": manifest.preparation,
         "base": asdict(manifest.base),
         "sources": [source.to_mapping()],
         "peft_type": manifest.peft_type,

@@ -34,7 +34,9 @@ from lora_ft.tasks.parts.problem import Problem
 
 logger = logging.getLogger(__name__)
 
-READ_APART = ("max_length", "truncation", "stride", "threshold", "null_threshold", "n_best", "max_answer_length")
+READ_APART = (
+    "max_length", "truncation", "stride", "threshold", "thresholds", "null_threshold", "n_best", "max_answer_length",
+)  # fmt: skip
 """Settings that are read adapter by adapter, when its rows are encoded and when their answers are decoded."""
 
 
@@ -152,6 +154,7 @@ class PooledAdapters:
             processor=self.processors[key],
             settings=manifest.settings,
             generation=manifest.run.get("generation_config", {}),
+            preparation=manifest.preparation,
             loss=manifest.run.get("loss", {}),
             seed=manifest.seed,
         )

@@ -6,14 +6,20 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 
+from lora_ft.assemble.decided import class_faults, with_thresholds
 from lora_ft.assemble.encode import EncodedRows, encode_rows, without_media
+from lora_ft.assemble.kept_features import KeptFeatures
+from lora_ft.assemble.prepared_splits import prepare_splits
+from lora_ft.assemble.varied import Variants, with_variants
 from lora_ft.data.checks import RowReport, check_rows, drop_bad_rows
 from lora_ft.data.faults import refuse_held
 from lora_ft.data.labels import canonical_labels, infer_problem_type, label_vocabulary
+from lora_ft.data.preparation.counts import StepCount
 from lora_ft.data.rows import Origin, Splits
 from lora_ft.data.sources import load_splits
 from lora_ft.errors import DataError, InputError, ModelError, RecipeError, closest
@@ -34,13 +40,17 @@ class Prepared:
     Attributes:
         recipe: The recipe.
         task: Its task.
-        problem: What rows, recipe and base make of the task.
+        problem: What rows, recipe and base make of the task; without `preparation`, which these rows have behind them.
         base: The base's folder.
-        rows: Rows of each split under our column names, labels canonical.
+        rows: Rows of each split under our column names, texts prepared, labels canonical; the variants of training
+            rows after these.
         features: Features of each split, without padding.
         report: What was counted in the rows.
         truncated: Features of each split that were cut; empty where features are made as they are read.
         origins: Where the rows of each split are, for messages.
+        texts: What was done to texts; others like them are prepared by it, see `Problem.preparation`.
+        counts: What each step of the preparation did.
+        variants: Which of the training rows were made of others, and how.
     """
 
     recipe: Recipe
@@ -52,13 +62,28 @@ class Prepared:
     report: RowReport
     truncated: Mapping[str, int]
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    texts: Mapping[str, Any] = field(default_factory=dict)
+    counts: tuple[StepCount, ...] = ()
+    variants: Variants = field(default_factory=Variants)
+
+    def lines(self) -> list[str]:
+        """What to log of the rows."""
+        return [*self.report.lines(), *self.variants.lines(self.report.rows["train"])]
+
+    @property
+    def own_rows(self) -> Mapping[str, datasets.Dataset]:
+        """Rows of each split without the variants of training rows."""
+        train = self.rows["train"]
+        return {**self.rows, "train": train.select(range(len(train) - len(self.variants.sources)))}
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, *, encode: bool = True, features_dir: Path | None = None) -> Prepared:
     """Reads the rows, checks them, and encodes them.
 
     Args:
         recipe: A checked recipe.
+        encode: Whether features are wanted, which takes longest.
+        features_dir: Where features of large splits are kept for the next run; None: nowhere.
 
     Returns:
         Rows and features of each split.
@@ -73,14 +98,15 @@ def prepare(recipe: Recipe) -> Prepared:
         recipe.model.pretrained_model_name_or_path, revision=recipe.model.revision, offline=recipe.offline
     )
     config = base_config(base)
-    raw = load_splits(
+    read = load_splits(
         dataset,
         columns=task.columns,
         column_sets=sets_of(task, recipe.model.problem_type),
-        seed=seed,
         offline=recipe.offline,
         hold=True,
     )
+    ready = prepare_splits(recipe, task, read)
+    raw = ready.splits
     try:
         problem_type = _problem_type(recipe, task, raw, config=config)
         labels = _labels(recipe, task, raw, problem_type=problem_type)
@@ -100,21 +126,26 @@ def prepare(recipe: Recipe) -> Prepared:
     problem = Problem(
         problem_type=problem_type, labels=labels, processor=processor, settings=settings,
         generation=recipe.generation_config, augmentation=recipe.augmentation, loss=_loss_settings(recipe),
-        seed=seed,
+        checks_off=recipe.checks_off, seed=seed,
     )  # fmt: skip
     raw = fitting_rows(task, raw, problem, on_bad_row=dataset.on_bad_row)
-    report = check_rows(raw, columns=task.columns, problem_type=problem_type, labels=labels)
+    report = check_rows(raw, columns=task.columns, problem_type=problem_type, labels=labels, without=recipe.checks_off)
     rows: dict[str, datasets.Dataset] = dict(raw)
     if label_column(task):
         rows = {name: canonical_labels(table, problem_type=problem_type, labels=labels) for name, table in raw.items()}
+    problem = with_thresholds(recipe, task, problem, rows)
+    rows["train"], variants = with_variants(rows["train"], task=task, problem=problem, recipe=recipe)
+    kept = KeptFeatures(features_dir, processor) if features_dir is not None else None
     features = {
-        split: encode_rows(table, task=task, problem=problem, training=split == "train")
+        split: encode_rows(table, task=task, problem=problem, training=split == "train", kept=kept)
         for split, table in rows.items()
+        if encode
     }
     truncated = {} if task.lazy else {split: sum(table["truncated"][:]) for split, table in features.items()}
     return Prepared(
         recipe=recipe, task=task, problem=problem, base=base, rows=rows, features=features, report=report,
-        truncated=truncated, origins=raw.origins,
+        truncated=truncated, origins=variants.origins_of(raw.origins), texts=ready.texts, counts=tuple(ready.counts),
+        variants=variants,
     )  # fmt: skip
 
 
@@ -221,8 +252,7 @@ def check_fit(recipe: Recipe, task: Task, *, problem_type: str, labels: Sequence
             f"training_args.metric_for_best_model = {asked}: {recipe.task} computes no such metric for "
             f"{problem_type}.{closest(str(asked), known)} Choose one of: {', '.join(known)}"
         )
-    if recipe.loss.class_weight is not None and problem_type == "regression":
-        faults.append("loss.class_weight: the labels are numbers, there are no classes to weigh. Leave it out")
+    faults += class_faults(recipe, problem_type=problem_type, labels=labels)
     single = problem_type == "single_label_classification"
     if recipe.training_args.get("label_smoothing_factor") and label_column(task) and not single:
         faults.append(

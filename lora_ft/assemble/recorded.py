@@ -50,7 +50,8 @@ def recorded_columns(adapter: Path) -> RecordedColumns:
 def recorded_recipe(adapter: Path, *, tasks: Mapping[str, TaskFacts]) -> Recipe:
     """The recipe in an adapter folder, for its rows; its data files must still be where they were.
 
-    Where it was trained (device, base, output folder) does not matter for measuring and is not checked again.
+    Where it was trained (device, base, output folder) and how its rows were varied does not matter for measuring and is
+    not checked again.
 
     Args:
         adapter: A verified adapter folder.
@@ -66,6 +67,7 @@ def recorded_recipe(adapter: Path, *, tasks: Mapping[str, TaskFacts]) -> Recipe:
         "model={pretrained_model_name_or_path: not/loaded}",
         "quantization_config=null",
         "early_stopping=null",
+        "augmentation=null",  # its files and functions may be gone
     )
     try:
         return read_recipe(file, overrides=elsewhere, tasks=tasks)

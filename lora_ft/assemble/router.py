@@ -22,7 +22,7 @@ from lora_ft.assemble.embed import row_embeddings
 from lora_ft.assemble.pooled import PooledAdapters, processor_key
 from lora_ft.errors import InputError
 
-TUNED = ("threshold", "null_threshold")
+TUNED = ("threshold", "thresholds", "null_threshold")
 """Settings that are chosen after training, adapter by adapter, and read only when an answer is decoded."""
 
 
@@ -160,6 +160,6 @@ def make_router(pooled: PooledAdapters) -> Router:
 
 
 def _encoding(manifest: Manifest) -> str:
-    """Equal for adapters that make the same features of a row: same processor, same settings."""
+    """Equal for adapters that make the same features of a row: same processor, settings, preparation."""
     settings = {name: value for name, value in manifest.settings.items() if name not in TUNED}
-    return json.dumps([processor_key(manifest), settings], sort_keys=True)
+    return json.dumps([processor_key(manifest), settings, manifest.preparation], sort_keys=True)

@@ -88,6 +88,7 @@ class SavedAdapter:
             processor=self.processor,
             settings=self.manifest.settings,
             generation=self.manifest.run.get("generation_config", {}),
+            preparation=self.manifest.preparation,
             loss=self.manifest.run.get("loss", {}),
             seed=self.manifest.seed,
         )

@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 
 from lora_ft.assemble.embed import row_embeddings
-from lora_ft.assemble.examined import Examination, Watch, excerpts_of, unwatched
+from lora_ft.assemble.examination import Examination, Watch, unwatched
+from lora_ft.assemble.examined import excerpts_of
 from lora_ft.assemble.prepare import Prepared, prepare
 from lora_ft.data.doctor.findings import Finding, Severity, by_share, in_order
 from lora_ft.data.doctor.label_errors import FOLDS, Suspects, out_of_fold, suspects
@@ -19,6 +20,8 @@ from lora_ft.models.precision import plan_precision
 from lora_ft.recipe.schema import Recipe
 
 DIGITS = 4
+LAYERS = 4
+"""The last layers of a base know what a text is about, those below more of how it says it; see docs/data.md."""
 TRUSTED = 0.75
 """Where the classifier is right in fewer rows than this, its own mistakes outnumber the wrong labels."""
 
@@ -35,7 +38,7 @@ def with_label_errors(examination: Examination, recipe: Recipe, *, watch: Watch 
         InputError: A row has not exactly one label, or the base gives no embedding of a row.
         DataError: The rows cannot be trained on; see `prepare`.
     """
-    prepared = prepare(recipe)
+    prepared = prepare(replace(recipe, augmentation={}))  # variants have the label of their row, right or wrong
     if prepared.problem.problem_type != SINGLE:
         raise InputError(
             f"data check: --label-errors: the labels are a {prepared.problem.problem_type}. Expected exactly one label "
@@ -97,7 +100,7 @@ def _vectors(prepared: Prepared, *, watch: Watch) -> np.ndarray:
     rows = datasets.concatenate_datasets(list(prepared.rows.values()))
     with watch(sum(map(len, prepared.features.values())), "embed") as advance:
         vectors = row_embeddings(
-            model, rows, task=task, problem=problem, precision=precision, advance=advance,
+            model, rows, task=task, problem=problem, precision=precision, layers=LAYERS, advance=advance,
         )  # fmt: skip
     if vectors is None:
         raise InputError(

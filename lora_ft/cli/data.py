@@ -1,18 +1,19 @@
-"""The verbs around data: `data check`."""
+"""The verbs around data: `data check`; `data preview` is in `preview.py`."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from lora_ft.cli.environment import quiet_libraries, read_checked, task_facts
-from lora_ft.cli.output import print_table, progress_bar
+from lora_ft.cli.output import print_table, progress_bar, write_text
 from lora_ft.cli.refusals import refuse_place
 from lora_ft.errors import InputError
+
+LABEL_ERRORS = "probable-label-errors"
 
 if TYPE_CHECKING:
     from lora_ft.recipe.schema import Recipe
@@ -54,17 +55,21 @@ def check_data(
     if page is not None:
         from lora_ft.evaluate.data_page import data_page
 
-        _write(page, data_page(examination))
+        write_text(page, data_page(examination))
     if as_json:
         click.echo(json.dumps(examination.as_json(), ensure_ascii=False, indent=2))
         return
     from lora_ft.cli.data_table import findings_table, splits_table
 
+    for count in examination.prepared:
+        click.echo(count.line())
     print_table(splits_table(examination))
     if examination.findings:
         print_table(findings_table(examination))
     else:
         click.echo("nothing is wrong")
+    if examination.off:
+        click.echo(f"turned off in the recipe: {', '.join(examination.off)}")
     click.echo(f"looked at in {examination.seconds:.1f} s" + (f"; page: {page}" if page is not None else ""))
 
 
@@ -73,15 +78,7 @@ def _refuse_label_errors(recipe: Recipe) -> None:
     columns = task_facts()[recipe.task].columns
     if not any(column.kind == "label" for column in columns):
         raise InputError(f"data check: --label-errors: {recipe.task} has no column of labels. Leave it out")
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes a file whole, or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    if LABEL_ERRORS in recipe.checks_off:
+        raise InputError(
+            f"data check: --label-errors: the recipe turns it off (checks.{LABEL_ERRORS}: false). Leave one of them out"
+        )

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from lora_ft.assemble.examined import Examination
+    from lora_ft.assemble.examination import Examination
     from lora_ft.data.doctor.lengths import Spread
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}

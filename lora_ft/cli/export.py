@@ -77,6 +77,9 @@ def export(
             click.echo(f"  changed {change}")
         click.echo(f"  proven  B times A moved by {record['largest_relative_change']:.1e} of its largest element")
         click.echo(f"  next    {record['next']}")
+    if opened.manifest.preparation and name != "adapter":
+        steps = ", ".join(opened.manifest.preparation)
+        click.echo(f"  texts   prepare them first, as `preparation` in the JSON file beside it says: {steps}")
 
 
 def _merged(opened: SavedAdapter, output: Path, *, options: OpenOptions, command: str, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 import click
 
 from lora_ft import __version__
-from lora_ft.cli import adapters, adopt, data, export, merge, recipes
+from lora_ft.cli import adapters, adopt, data, export, merge, preview, recipes
 from lora_ft.errors import InputError, LoraFtError, RecipeError
 
 INTERRUPTED = 130
@@ -40,6 +40,7 @@ for verb in (
     recipes.tasks,
 ):
     cli.add_command(verb)
+data.data.add_command(preview.preview_data)
 
 
 def main() -> None:

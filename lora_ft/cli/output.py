@@ -52,6 +52,18 @@ def progress_bar(total: int | None, what: str, *, hidden: bool = False) -> Itera
         yield advance
 
 
+def write_text(file: Path, text: str) -> None:
+    """Writes a file whole, or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_lines(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     """Writes JSON lines to a file, whole or not at all, or to standard output as they come."""
     if output is None:

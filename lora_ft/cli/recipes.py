@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace the adapter that is already in the output folder.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the output folder.")
 @click.option("--modules", is_flag=True, help="Also list the modules that train.")
+@click.option("--no-feature-cache", is_flag=True, help="Keep no tokens of large data sets for the next run.")
 @click.pass_context
 def train(
     context: click.Context,
@@ -41,6 +42,7 @@ def train(
     overwrite: bool,
     resume: bool,
     modules: bool,
+    no_feature_cache: bool,
 ) -> None:
     """Train the adapter of RECIPE and write its folder."""
     checked = read_checked(recipe, overrides)
@@ -66,12 +68,13 @@ def train(
             cache_dir=cache_dir(),
             command=shlex.join(["lora-ft", "train", str(recipe), *overrides]),
             list_modules=modules,
+            keep_features=not no_feature_cache,
         ),
     )
     if not main_process:
         return
     print_table(screen.result_table(result))
-    if result.learned is False:
+    if result.learned is False and "learned" not in checked.checks_off:
         print_panel(screen.not_learned(result))
     shown = os.path.relpath(result.folder)
     needed = result.manifest.run["columns"] if result.manifest is not None else ()

@@ -7,27 +7,34 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
+from lora_ft.data.balancing import ClassDraw
+
 MEGABATCH_BATCHES = 50
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler[int]):
-    """Yields every row once an epoch, in an order in which each global batch holds rows of like length.
+    """Yields the rows of an epoch in an order in which each global batch holds rows of like length.
 
-    Rows are shuffled, cut into megabatches of 50 global batches, and sorted by length within each; then the
-    batches are shuffled. The batch with the longest row comes first, so that too little memory shows at the
-    first step; an incomplete batch comes last. The order depends on seed and epoch alone: accelerate gives
-    process i every i-th piece of it, so that one step sees the same rows on one process and on eight.
+    Every row comes once, or as often as `draw` says. Rows are shuffled, cut into megabatches of 50 global batches, and
+    sorted by length within each; then the batches are shuffled. The batch with the longest row comes first, so that
+    too little memory shows at the first step; an incomplete batch comes last. The order depends on seed and epoch
+    alone: accelerate gives process i every i-th piece of it, so that one step sees the same rows on one process and
+    on eight.
 
     Args:
         lengths: Tokens of each row.
         global_batch_size: Rows of one optimizer step: all processes, all accumulated batches.
         seed: Seed of the order.
+        draw: Which rows an epoch draws, where classes are balanced; None: every row once.
     """
 
-    def __init__(self, lengths: Sequence[int], *, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], *, global_batch_size: int, seed: int, draw: ClassDraw | None = None
+    ) -> None:
         self.lengths = np.asarray(lengths[:], dtype=np.int64)  # `[:]`: a column of `datasets` is slow row by row
         self.global_batch_size = global_batch_size
         self.seed = seed
+        self.draw = draw
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -35,11 +42,11 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) if self.draw is None else len(self.draw)
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng((self.seed, self.epoch))
-        rows = generator.permutation(len(self.lengths))
+        rows = generator.permutation(len(self.lengths) if self.draw is None else self.draw.rows(self.epoch))
         size = self.global_batch_size
         batches: list[list[int]] = []
         for start in range(0, len(rows), MEGABATCH_BATCHES * size):

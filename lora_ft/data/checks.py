@@ -74,6 +74,7 @@ def check_rows(
     columns: Sequence[Column],
     problem_type: str,
     labels: Sequence[str],
+    without: Collection[str] = (),
 ) -> RowReport:
     """Looks through all rows before anything is trained.
 
@@ -83,6 +84,7 @@ def check_rows(
         problem_type: What `infer_problem_type` said, the recipe, or the task. The three of classification are about
             a column `label`; for all others, tags, spans and boxes are counted where there are any.
         labels: What `label_vocabulary` returned, or the task's `vocabulary`: names, or tags.
+        without: Names of findings of the data doctor that are not told of; what is refused is refused all the same.
 
     Returns:
         What was counted.
@@ -101,14 +103,19 @@ def check_rows(
     else:
         counts = _name_counts(splits, columns, labels=labels)
     compared = inputs or chats(splits["train"], columns)
-    repeated = _repeated(splits, compared) if compared else {}
+    repeated = _repeated(splits, compared) if compared and "exact-leakage" not in without else {}
     skipped, left_out = (splits.skipped, splits.notes) if isinstance(splits, Splits) else ({}, ())
     return RowReport(
         rows={split: len(table) for split, table in splits.items()},
         labels=counts,
         empty_texts={split: len(rows) for split, rows in empty.items()},
         repeated=repeated,
-        notes=(*left_out, *_empty_notes(splits, empty), *_repeated_notes(splits, repeated), *_label_notes(counts)),
+        notes=(
+            *left_out,
+            *(() if "empty-texts" in without else _empty_notes(splits, empty)),
+            *_repeated_notes(splits, repeated),
+            *(() if "absent-labels" in without else _label_notes(counts)),
+        ),
         skipped=skipped,
     )
 
@@ -157,7 +164,8 @@ def drop_bad_rows(
         if on_bad_row == "skip":
             refuse_most([found], split=split, rows=len(splits[split]))
             skipped[split] = skipped.get(split, 0) + len(found.rows)
-        kept = [row for row in range(len(splits[split])) if row not in found.rows]
+        gone = found.rows
+        kept = [row for row in range(len(splits[split])) if row not in gone]
         tables[split], origins[split] = take_rows(splits[split], kept), origins[split].take(kept)
     return Splits(
         tables, origins=origins, label_names=splits.label_names, skipped=skipped, notes=splits.notes, bad=held

@@ -76,7 +76,7 @@ def map_columns(
             f"{where}: has none of the columns that are read: {', '.join(known)}. "
             f"The columns are: {', '.join(map(repr, there))}. Name them in `dataset.columns`"
         )
-    _check_used_once(found)
+    _check_used_once({ours: names for ours, names in found.items() if known[ours].kind != "key"})
     return found
 
 
@@ -182,6 +182,9 @@ def _missing(
     there: Sequence[str],
     where: str,
 ) -> str:
+    if column.kind == "key":
+        listed = f"The columns are: {', '.join(map(repr, there))}"
+        return f"{where}: dataset.{column.name} = {name}: there is no such column.{closest(name, there)} {listed}"
     if column.name in mapping:
         given = _shown(mapping[column.name])
         told = f"{where}: dataset.columns.{column.name} = {given}: there is no column {name!r}."

@@ -37,9 +37,8 @@ def encode_split(
 ) -> datasets.Dataset:
     """Encodes all rows of a split; the columns of the rows are gone afterwards.
 
-    The features stay in memory and are never cached on disk: a cache would keep a copy of the user's texts
-    behind the run, and its key would be a hash of the tokenizer, which changes as the tokenizer is used. A
-    token takes about six bytes.
+    The features stay in memory: the cache of `datasets` would keep them in readable files, and its key would be a hash
+    of the tokenizer, which changes as it is used; `feature_cache.py` does better. A token takes about six bytes.
 
     Args:
         rows: Rows under our column names.

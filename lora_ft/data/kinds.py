@@ -9,10 +9,12 @@
 | messages | [{"role": "user", "content": "Hi"}] |
 | image, audio | {"bytes": None, "path": "/photos/apple.jpg"} |
 | objects | {"bbox": [[68.0, 315.0, 218.0, 165.0]], "category": ["WBC"]}: x, y, width, height in pixels |
+| key | "customer 17", "2024-05-01T00:00:00": what rows are grouped or ordered by, and no task reads |
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +39,7 @@ FEATURES: dict[ColumnKind, Any] = {
     "image": MEDIA,
     "audio": MEDIA,
     "objects": {"bbox": datasets.List(datasets.List(datasets.Value("float64"))), "category": datasets.List(TEXT)},
+    "key": TEXT,
 }
 """The Arrow type of a column of each kind; the type of a label column follows from all its labels."""
 
@@ -67,8 +70,20 @@ def reader_of(kind: ColumnKind, *, cells: bool = False, folder: Path | None = No
         "image": lambda value: media_value(value, folder=folder),
         "audio": lambda value: media_value(value, folder=folder),
         "objects": lambda value: _objects(value, cells=cells),
+        "key": _key_of_row,
     }
     return readers[kind]
+
+
+def _key_of_row(value: Any) -> str:
+    """A text, a number or a moment as a text; nothing else tells which rows belong together or which is the newer."""
+    if isinstance(value, datetime.date | datetime.datetime):
+        return value.isoformat()
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadValue("is empty or null, expected a text, a number or a date")
+    if not isinstance(value, str | int | float):
+        raise BadValue(f"is {json_kind(value)}, expected a text, a number or a date")
+    return str(value)
 
 
 def class_names(feature: Any) -> tuple[str, ...] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import datasets
 from datasets.utils import tqdm
+from tqdm import tqdm as plain_tqdm
 
 WATCHED_ROWS = 5_000
 WATCHED_S = 2.0
@@ -25,6 +27,30 @@ def watched(items: Iterable[Item], *, total: int, description: str, after_s: flo
         after_s: Seconds until there is a bar.
     """
     yield from tqdm(items, total=total, desc=description, delay=after_s)
+
+
+@contextmanager
+def reading_bar(file: Path, *, total: int, unit: str, after_s: float = WATCHED_S) -> Iterator[Callable[[int], None]]:
+    """A bar for reading a file at a terminal, if it takes longer than two seconds, whatever `datasets` is told.
+
+    Args:
+        file: The file.
+        total: How much there is to read.
+        unit: Of what: bytes (`B`) or rows.
+        after_s: Seconds until there is a bar.
+
+    Yields:
+        What moves the bar to a position.
+    """
+    name, scaled = f"read {file.name}", unit == "B"
+    with plain_tqdm(
+        total=total, desc=name, delay=after_s, unit=unit, unit_scale=scaled, leave=False, disable=None
+    ) as bar:
+
+        def moved(position: int) -> None:
+            bar.update(position - bar.n)
+
+        yield moved
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lora_ft.data.columns import ColumnSets, Mapped, choose_set, map_columns
-from lora_ft.data.files import SampleBy
+from lora_ft.data.lines import SampleBy
 from lora_ft.recipe.schema import Column
 
 
@@ -62,6 +62,17 @@ class Reading:
             targets_optional=self.targets_optional,
         )
         return chosen, found
+
+    def without_keys(self) -> Reading:
+        """For files that nothing is split off from: what rows are grouped or ordered by is not read."""
+        keys = {column.name for column in self.columns if column.kind == "key"}
+        if not keys:
+            return self
+        return replace(
+            self,
+            columns=[column for column in self.columns if column.name not in keys],
+            mapping={ours: theirs for ours, theirs in self.mapping.items() if ours not in keys},
+        )
 
     def narrowed(self, column_set: str | None) -> Reading:
         """For the other files of the data: they must have the columns that the first one has."""

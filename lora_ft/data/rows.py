@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
+
+from lora_ft.data.store import RowStore
 
 SHOWN_ROWS = 5
 BATCH_ROWS = 10_000
@@ -31,7 +34,7 @@ class Origin:
     number: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, name: str, numbers: Sequence[int] | range) -> Origin:
+    def of(cls, name: str, numbers: Sequence[int] | npt.NDArray[np.int64]) -> Origin:
         """The origin of rows that all came from one file."""
         number = np.asarray(numbers, dtype=np.int64)
         return cls((name,), np.zeros(len(number), dtype=np.int64), number)
@@ -111,7 +114,7 @@ class FileRows:
     """
 
     columns: Mapping[str, Sequence[Any]]
-    numbers: Sequence[int]
+    numbers: Sequence[int] | npt.NDArray[np.int64]
     cells: bool = False
     ours: bool = False
     files: Sequence[str] | None = None
@@ -175,6 +178,12 @@ def with_column(table: datasets.Dataset, name: str, values: Sequence[Any], *, fe
 
 
 def take_rows(table: datasets.Dataset, rows: Sequence[int]) -> datasets.Dataset:
-    """Some rows as a table of its own, in memory; from mere indices `datasets` would write one to a file."""
-    gathered = table.with_format("arrow")[list(rows)]  # one chunk a row, which makes every later read slow
-    return datasets.Dataset(gathered.combine_chunks(), fingerprint=uuid.uuid4().hex)
+    """Some rows as a table of its own, made piece by piece; from mere indices `datasets` would write a cache file."""
+    source = table.with_format("arrow")
+    chunks = range(0, max(1, len(rows)), BATCH_ROWS)
+    tables = (source[list(rows[start : start + BATCH_ROWS])].combine_chunks() for start in chunks)  # not a chunk a row
+    first = next(tables)
+    store = RowStore(first.schema)
+    for one in itertools.chain([first], tables):
+        store.append(one)
+    return store.dataset()

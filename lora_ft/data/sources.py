@@ -5,6 +5,7 @@ One row: {"text": "Broke after a week.", "label": "negative"}
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -15,15 +16,18 @@ import datasets
 
 from lora_ft.data.columns import ColumnSets, Mapped, is_target
 from lora_ft.data.faults import refusal, refuse_most
-from lora_ft.data.files import SampleBy, file_format
+from lora_ft.data.files import file_format
 from lora_ft.data.hub import load_tables
+from lora_ft.data.lines import SampleBy
 from lora_ft.data.reading import Reading
-from lora_ft.data.rows import BadRows, Origin, Splits, each_value, take_rows, with_column
-from lora_ft.data.splits import split_rows
+from lora_ft.data.rows import BadRows, Origin, Splits, each_value, with_column
+from lora_ft.data.splits import split_by_time, split_groups, split_rows, times_of
 from lora_ft.data.tables import Part, read_part, table_part
 from lora_ft.data.values import settle_types
 from lora_ft.errors import DataError
 from lora_ft.recipe.schema import Column, DatasetSection
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
@@ -32,45 +36,40 @@ def load_splits(
     dataset: DatasetSection,
     *,
     columns: Sequence[Column],
-    seed: int,
     offline: bool,
     column_sets: ColumnSets | None = None,
     hold: bool = False,
 ) -> Splits:
-    """Loads the rows of all splits.
+    """Loads the rows of all splits but the shares that are split off the training rows later, see `split_off`.
 
     Args:
         dataset: Where the rows are; file paths absolute.
         columns: The columns that the task reads.
-        seed: Seed of the shares that are split off from the training rows.
         offline: Never ask a hub.
         column_sets: Problem type -> columns, one set of which must be complete in all files.
         hold: Whether bad rows that are to be refused are handed on in `bad`, to be told with those that are found later
-            (`refuse_held`); no share is split off then.
+            (`refuse_held`); no share can be split off then.
 
     Returns:
-        `train`, `validation`, `test` (those present) -> rows with our column names only: values as
-        `lora_ft.data.kinds` makes them, and labels of one type over all splits: str, int, bool, float, or a list of
-        str. Bad rows that were left out are counted in `skipped`.
+        `train`, `validation`, `test` (those present) -> rows with our column names only (and `group` or `time` of
+        training rows that are split by them, see `split_off`): values as `lora_ft.data.kinds` makes them, and labels of
+        one type over all splits: str, int, bool, float, or a list of str. Bad rows that were left out are counted in
+        `skipped`.
 
     Raises:
         DataError: A file, column or split is unusable, or rows are bad and are not to be skipped; lists them.
     """
+    keys = {name: source for name, source in (("group", dataset.group), ("time", dataset.time)) if source is not None}
     reading = Reading(
-        columns,
-        dataset.columns,
+        [*columns, *(Column(name, "key", True, f"what rows are split off by: dataset.{name}") for name in keys)],
+        {**dataset.columns, **keys},
         column_sets=column_sets or {},
         label_delimiter=dataset.label_delimiter,
         sample_by=dataset.sample_by,
         media_dir=None if dataset.media_dir is None else Path(dataset.media_dir),
     )
-    shares = {
-        split: share
-        for split, share in (("validation", dataset.validation), ("test", dataset.test))
-        if share is not None
-    }
     read = _parts(dataset, reading, offline=offline)
-    for split, share in shares.items():
+    for split, share in shares_of(dataset).items():
         if split in read:
             raise DataError(
                 f"dataset.{split} = {share}: there is a {split} split already. Expected one of the "
@@ -83,19 +82,58 @@ def load_splits(
     splits = _join(parts, skipped=skipped)
     if bad and dataset.on_bad_row == "error":
         splits.skipped, splits.bad = {}, tuple(bad)
-    if not shares or splits.bad:
-        return splits
-    train, origin = splits["train"], splits.origins["train"]
-    chosen = split_rows(_labels_of(train), shares=shares, seed=seed)
-    tables = {**splits, **{split: take_rows(train, rows) for split, rows in chosen.items()}}
-    origins = {**splits.origins, **{split: origin.take(rows) for split, rows in chosen.items()}}
-    return Splits(
-        {split: tables[split] for split in SPLITS if split in tables},
-        origins=origins,
-        label_names=splits.label_names,
-        skipped=splits.skipped,
-        notes=splits.notes,
-    )
+    return splits
+
+
+def shares_of(dataset: DatasetSection) -> dict[str, float]:
+    """The shares of the training rows that are split off: split -> share."""
+    given = (("validation", dataset.validation), ("test", dataset.test))
+    return {split: share for split, share in given if share is not None}
+
+
+def split_off(
+    train: datasets.Dataset, origin: Origin, dataset: DatasetSection, *, seed: int, rows: Sequence[int] | None = None
+) -> dict[str, list[int]]:
+    """Which training rows go into which split, as the recipe says: by label, by group, or by time.
+
+    Args:
+        train: All training rows, with `group` or `time` where they are split by it.
+        origin: Where they came from, for messages.
+        dataset: The shares, and what they are split by.
+        seed: Seed of the choice.
+        rows: The positions of those that are divided; None: all.
+
+    Returns:
+        `train`, `validation`, `test` (those that get rows) -> positions in `train`, ascending.
+
+    Raises:
+        DataError: The shares leave no training rows, or nothing to split by; or a moment cannot be read.
+    """
+    shares = shares_of(dataset)
+    kept = list(range(len(train))) if rows is None else list(rows)
+    every = _labels_of(train)
+    labels = [every[row] for row in kept]
+    if dataset.group is not None:
+        groups = list(each_value(train, "group"))
+        chosen = split_groups(labels, [groups[row] for row in kept], shares=shares, seed=seed)
+    elif dataset.time is not None:
+        moments = list(each_value(train, "time"))
+        times, wrong = times_of([moments[row] for row in kept])
+        if wrong:
+            where = origin.describe([kept[row] for row in wrong])
+            raise DataError(
+                f"{where}: dataset.time = {dataset.time}: {moments[kept[wrong[0]]]!r} is no date. Expected numbers in "
+                "all rows, or dates of ISO 8601 in all, as 2024-05-01 or 2024-05-01T10:00:00"
+            )
+        chosen = split_by_time(times, shares=shares)
+    else:
+        chosen = split_rows(labels, shares=shares, seed=seed)
+    found = {split: [kept[row] for row in chosen[split]] for split in SPLITS if split in chosen}
+    if dataset.group is not None or dataset.time is not None:
+        told = ", ".join(f"{split} {len(taken)}" for split, taken in found.items())
+        by = f"by {dataset.group}" if dataset.group is not None else f"by {dataset.time}, the newest last"
+        logger.info("split off %s: %s rows", by, told)
+    return found
 
 
 def load_file(
@@ -194,7 +232,7 @@ def _each_part(dataset: DatasetSection, reading: Reading, *, offline: bool) -> I
         for split in SPLITS:
             if split in tables:
                 name, table = tables[split]
-                part = table_part(table, name, reading, folder=folder)
+                part = table_part(table, name, reading if split == "train" else reading.without_keys(), folder=folder)
                 reading = reading.narrowed(part.column_set)
                 yield split, part
         return
@@ -207,7 +245,7 @@ def _each_part(dataset: DatasetSection, reading: Reading, *, offline: bool) -> I
                     f"{next(files)}: a .txt file has no labels. Expected .csv, .tsv, .json, .jsonl or .parquet"
                 )
             for group in [list(files)] if ending == ".xml" else [[file] for file in files]:
-                part = read_part(group, reading)
+                part = read_part(group, reading if split == "train" else reading.without_keys())
                 reading = reading.narrowed(part.column_set)
                 yield split, part
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Label = str | int | bool | float | list[str]
@@ -32,6 +32,15 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
         return str(value)
     return None
+
+
+def has_half_character(value: Any) -> bool:
+    r"""Whether a text, or one inside of a value, has half of a character: JSON can write it (`"\ud83d"`), UTF-8 not."""
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)
+    if isinstance(value, Mapping):
+        return any(map(has_half_character, value.values()))
+    return isinstance(value, list | tuple) and any(map(has_half_character, value))
 
 
 def json_kind(value: Any) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.assemble.encode import has_targets, references_of
 from lora_ft.assemble.prepare import fitting_rows, label_column, sets_of, usable_rows
+from lora_ft.assemble.prepared_splits import prepare_splits
 from lora_ft.assemble.recorded import RecordedColumns
 from lora_ft.assemble.saved import SavedAdapter
 from lora_ft.data.labels import canonical_labels
@@ -97,9 +98,9 @@ def rows_of_recipe(adapter: Described, recipe: Recipe, split: str | None) -> tup
         recipe.dataset,
         columns=task.columns,
         column_sets=sets_of(task, adapter.manifest.problem_type),
-        seed=int(recipe.training_args["seed"]),
         offline=recipe.offline,
     )
+    splits = prepare_splits(recipe, task, splits, until="splits", as_given=True).splits
     name = split or ("test" if "test" in splits else "validation")
     if name not in splits:
         raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from lora_ft.assemble.examined import Examination, SplitReport
+from lora_ft.assemble.examination import Examination, SplitReport
 from lora_ft.data.doctor.findings import SEVERITIES, Finding
 from lora_ft.evaluate.svg import bars, histogram
 
@@ -40,13 +40,15 @@ def data_page(examination: Examination) -> str:
             f"<p>max_length is {examination.max_length}; {examination.suggested} would leave 99 % of the training "
             "rows whole.</p>"
         )
+    prepared = "".join(f"<p>{escape(count.line())}</p>" for count in examination.prepared)
+    off = f"<p>Turned off in the recipe: {escape(', '.join(examination.off))}.</p>" if examination.off else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
         f"<h1>{escape(title)}</h1><p>{escape(examination.task)}; {', '.join(worst)}; looked at in "
-        f"{examination.seconds:.1f} s.</p><h2>Splits</h2>{_splits(examination)}{lengths}"
+        f"{examination.seconds:.1f} s.</p>{prepared}<h2>Splits</h2>{_splits(examination)}{lengths}"
         f"{''.join(_plots(name, one, examination) for name, one in examination.splits.items())}"
-        f"<h2>Findings</h2>{found or '<p>Nothing is wrong.</p>'}</body></html>\n"
+        f"<h2>Findings</h2>{found or '<p>Nothing is wrong.</p>'}{off}</body></html>\n"
     )
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
 WIDTH, HEIGHT = 460, 150
 LEFT, BOTTOM, TOP = 8, 22, 14
 BAR_HEIGHT = 20
+SOUND_HEIGHT = 80
 NAME_WIDTH = 150
 NUMBER_WIDTH = 70
 LONGEST_NAME = 24
@@ -62,6 +65,23 @@ def histogram(edges: Sequence[int], counts: Sequence[int], *, line: int | None =
             f'<text x="{at + shift:.1f}" y="{TOP - 2}" text-anchor="{side}" class="mark">{escape(line_name)}</text>'
         )
     return _svg(drawn, height=HEIGHT)
+
+
+def waveform(samples: Sequence[float]) -> str:
+    """A sound over time: its highest and lowest sample in each column, full scale from edge to edge.
+
+    Args:
+        samples: `(samples,)`; beyond -1 and 1 they are drawn at the edges.
+    """
+    values = np.clip(np.asarray(samples, dtype=np.float64), -1.0, 1.0)
+    parts = np.array_split(values, min(WIDTH, max(1, len(values))))
+    middle = SOUND_HEIGHT / 2
+    drawn = []
+    for at, part in enumerate(parts):
+        top, low = (float(part.max()), float(part.min())) if len(part) else (0.0, 0.0)
+        height = max(1.0, (top - low) * middle)
+        drawn.append(f'<rect x="{at}" y="{middle - top * middle:.1f}" width="1" height="{height:.1f}"/>')
+    return _svg(drawn, height=SOUND_HEIGHT)
 
 
 def _svg(drawn: Sequence[str], *, height: int) -> str:

@@ -1,4 +1,4 @@
-"""Embeddings of a frozen base: the mean of its last hidden states over all that is no padding."""
+"""Embeddings of a frozen base: the mean of its last hidden states, or several layers', over all that is no padding."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 import transformers
 
 
-def embed(model: transformers.PreTrainedModel, batch: Mapping[str, Any]) -> torch.Tensor | None:
+def embed(model: transformers.PreTrainedModel, batch: Mapping[str, Any], *, layers: int = 1) -> torch.Tensor | None:
     """One vector for each row of a batch, from the base proper, without its head; of a seq2seq base from its encoder.
 
     Args:
         model: A base with a head; adapters on it have to be off.
         batch: Padded model inputs, rows first; names that the base proper does not know are left out.
+        layers: The outputs of so many last layers are put side by side, as far as the base hands them out.
 
     Returns:
-        `(rows, width)` in float32, or None where the batch has no main input of the base.
+        `(rows, layers * width)` in float32, or None where the batch has no main input of the base.
     """
     images = model.main_input_name == "pixel_values"  # DETR is an encoder and decoder of features, not of images
     trunk = model.get_encoder() if model.config.is_encoder_decoder and not images else model.base_model
@@ -29,8 +30,10 @@ def embed(model: transformers.PreTrainedModel, batch: Mapping[str, Any]) -> torc
     inputs = {name: value for name, value in batch.items() if name in known and name != "labels"}
     if model.main_input_name not in inputs:
         return None
-    states = trunk(**inputs)["last_hidden_state"]
-    return _mean(states, inputs.get("attention_mask"))
+    outputs = trunk(**inputs, output_hidden_states=True) if layers > 1 else trunk(**inputs)
+    lower = (outputs.get("hidden_states") or ())[1:][-layers:-1] if layers > 1 else ()  # the first is no layer's output
+    mask = inputs.get("attention_mask")
+    return torch.cat([_mean(states, mask) for states in (*lower, outputs["last_hidden_state"])], dim=1)
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

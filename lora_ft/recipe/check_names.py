@@ -10,12 +10,21 @@ from collections.abc import Mapping
 GATES: Mapping[str, str] = {
     "world-size": "as many processes as the launcher was asked for",
     "masked-labels": "at least one label of the training rows is supervised",
+    "few-labels": "more than a hundredth of the tokens, and nearly all rows, teach something (a warning)",
+    "end-token": "what is to be generated ends with an end token, and padding is never learned",
     "one-label": "training rows that are not all alike",
+    "worst-batch-first": "memory for the longest batch, shown by running it before the first step",
+    "packed-isolation": "packed sequences that do not see each other",
+    "loss-at-start": "a first loss about as high as that of equal probabilities",
     "finite-loss": "no loss that is not a number",
     "gradients": "every trainable tensor gets a gradient",
+    "divergence": "a loss, and gradients, that do not grow far beyond where they began",
+    "stuck-at-chance": "a first evaluation better than a constant answer (a warning)",
     "moved": "no tensor that began at zero is zero at the end",
+    "gap": "training rows that are not known much better than validation rows (said at the end)",
+    "learned": "an adapter better than a constant answer, or than the base before training (said loudly at the end)",
 }
-"""Gate -> what a run must have for it to pass."""
+"""Gate -> what a run must have for it to pass; docs/gates.md explains each."""
 
 FINDINGS: tuple[str, ...] = (
     "bad-rows",
@@ -34,6 +43,7 @@ FINDINGS: tuple[str, ...] = (
     "left-over-html",
     "escaped-characters",
     "unexpected-script",
+    "unexpected-language",
     "mixed-script-words",
     "boilerplate",
     "longer-than-max-length",
@@ -42,7 +52,10 @@ FINDINGS: tuple[str, ...] = (
     "near-duplicates",
     "exact-leakage",
     "near-leakage",
+    "context-leakage",
     "conflicting-labels",
+    "conflicting-numbers",
+    "outlying-numbers",
     "one-class",
     "unbalanced-labels",
     "rare-labels",
@@ -51,6 +64,7 @@ FINDINGS: tuple[str, ...] = (
     "absent-labels",
     "shifted-labels",
     "label-in-text",
+    "inconsistent-tags",
     "probable-label-errors",
     "unreadable-images",
     "tiny-images",
@@ -66,5 +80,9 @@ FINDINGS: tuple[str, ...] = (
     "short-sounds",
     "long-sounds",
     "mixed-sample-rates",
+    "odd-transcripts",
+    "degenerate-boxes",
+    "duplicate-boxes",
+    "images-without-boxes",
 )
 """What `lora-ft data check` and the short look before every training may say; docs/data.md explains each."""

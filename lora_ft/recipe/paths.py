@@ -6,7 +6,7 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lora_ft.recipe.faults import Fault, KeyPath, nearest
 from lora_ft.recipe.peek import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SUFFIXES, suffix_of
 
 NEAR = 0.6
+SYNONYM_SUFFIXES = (".dat", ".tsv", ".jsonl")
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -40,6 +41,9 @@ def resolve_paths(draft: Draft) -> list[Fault]:
     files = draft.value("dataset", "data_files")
     if files is not None:
         _resolve_files(draft, files, faults)
+    weights = draft.value("preparation", "mixing_weights")
+    if weights is not None:
+        _resolve_weights(draft, weights, faults)
     return faults
 
 
@@ -114,6 +118,15 @@ def _json_file(text: str, folder: Path) -> str:
     return str(path)
 
 
+def _synonyms(text: str, folder: Path) -> str:
+    path = _json_file(text, folder)
+    if Path(path).suffix.lower() not in SYNONYM_SUFFIXES:
+        raise _PathError(
+            f"expected a file of synonyms: {', '.join(SYNONYM_SUFFIXES)}; docs/augmentation.md says what is in it"
+        )
+    return path
+
+
 def _template(text: str, folder: Path) -> str:
     return text if "{" in text else _json_file(text, folder)
 
@@ -127,8 +140,9 @@ SINGLE_PATHS: dict[tuple[str, str], Callable[[str, Path], str]] = {
     ("training_args", "fsdp_config"): _json_file,
     ("training_args", "accelerator_config"): _json_file,
     ("processor", "chat_template"): _template,
+    ("augmentation", "synonyms"): _synonyms,
 }
-"""Each path with the function that makes it absolute; the last four may also be the content itself."""
+"""Each path with the function that makes it absolute; those of JSON and templates may also be the content itself."""
 
 
 def _resolve_files(draft: Draft, files: Any, faults: list[Fault]) -> None:
@@ -150,6 +164,18 @@ def _resolve_files(draft: Draft, files: Any, faults: list[Fault]) -> None:
         if found:
             resolved[split] = tuple(dict.fromkeys(found))
     draft.values["dataset"]["data_files"] = resolved
+
+
+def _resolve_weights(draft: Draft, weights: Mapping[str, float], faults: list[Fault]) -> None:
+    """`mixing_weights` with absolute keys; a pattern stays one, because its files are one source."""
+    resolved: dict[str, float] = {}
+    for pattern, weight in weights.items():
+        try:
+            _expand(pattern, draft.folder, folders=draft.task is None or reads_media(draft.task))
+            resolved[str(_absolute(pattern, draft.folder))] = weight
+        except (_PathError, OSError) as error:
+            faults.append(Fault(("preparation", "mixing_weights", pattern), _reason(error)))
+    draft.values["preparation"]["mixing_weights"] = resolved
 
 
 def _expand(pattern: str, folder: Path, *, folders: bool) -> list[str]:

@@ -14,11 +14,14 @@ from lora_ft.recipe.paths import resolve_paths
 from lora_ft.recipe.reader import read_document
 from lora_ft.recipe.rules import broken_rules
 from lora_ft.recipe.schema import (
+    BalancingSection,
     DatasetSection,
+    DecisionSection,
     EarlyStoppingSection,
     LossSection,
     ModelSection,
     OptimizerSection,
+    PreparationSection,
     Recipe,
     TaskFacts,
 )
@@ -63,6 +66,10 @@ def _settle(draft: Draft) -> None:
     columns = dataset.get("columns")
     if columns is not None:
         dataset["columns"] = {key: tuple(one) if isinstance(one, list) else one for key, one in columns.items()}
+    preparation = draft.section("preparation")
+    for key in ("stop_words", "languages", "replace"):
+        if isinstance(preparation.get(key), list):
+            preparation[key] = tuple(tuple(one) if isinstance(one, list) else one for one in preparation[key])
     names = dataset.get("label_names")
     if names is not None:
         dataset["label_names"] = tuple(_label(name) for name in names)
@@ -85,7 +92,10 @@ def _recipe(file: Path, draft: Draft) -> Recipe:
         processor=draft.section("processor"),
         training_args=draft.section("training_args"),
         quantization_config=draft.section("quantization_config") or None,
+        preparation=PreparationSection(**draft.section("preparation")),
         loss=LossSection(**loss),
+        balancing=BalancingSection(**draft.section("balancing")),
+        decision=DecisionSection(**draft.section("decision")),
         optimizer=OptimizerSection(**draft.section("optimizer")),
         early_stopping=EarlyStoppingSection(**draft.section("early_stopping")),
         generation_config=draft.section("generation_config"),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_ft.recipe.draft import MULTI, REGRESSION, Draft, label_columns, problem_type, several_labels
+from lora_ft.recipe.draft import (
+    MULTI,
+    REGRESSION,
+    Draft,
+    has_split,
+    label_columns,
+    problem_type,
+    several_labels,
+)
 from lora_ft.recipe.faults import Fault, dotted, near_or_known
 
 WITH_LABEL_NAMES = ("label", "labels", "spans", "objects")
@@ -91,13 +99,73 @@ def problem_type_is_the_tasks(draft: Draft) -> Iterator[Fault]:
         )
 
 
-def class_weight_fits_the_problem(draft: Draft) -> Iterator[Fault]:
-    """Weights of classes where there are none."""
-    if draft.value("loss", "class_weight") is None or draft.task is None:
+OF_CLASSES = {
+    ("loss", "class_weight"): "classes to weigh",
+    ("loss", "focal_gamma"): "classes that a focal loss is about",
+    ("loss", "logit_adjustment"): "classes whose logits could be adjusted",
+    ("balancing", "strategy"): "classes to balance",
+    ("decision", "threshold"): "classes whose threshold could be set here",
+}
+"""What only classes of whole rows have."""
+
+UNDONE_TWICE = "Each makes up for the unequal classes, both together count the rare ones twice. Keep one of the two"
+
+
+def class_options_have_classes(draft: Draft) -> Iterator[Fault]:
+    """Weights, losses, draws and thresholds of classes where there are none."""
+    if draft.task is None:
         return
-    if not draft.task.weighs_classes or problem_type(draft) == REGRESSION:
-        what = f"the task {draft.task.name}" if not draft.task.weighs_classes else "a regression"
-        yield Fault(("loss", "class_weight"), f"{what} has no classes to weigh. Leave it out")
+    for path, what in OF_CLASSES.items():
+        if draft.value(*path) is None:
+            continue
+        if not draft.task.weighs_classes or problem_type(draft) == REGRESSION:
+            who = f"the task {draft.task.name}" if not draft.task.weighs_classes else "a regression"
+            yield Fault(path, f"{who} has no {what}. Leave it out")
+
+
+def rare_classes_are_made_up_for_once(draft: Draft) -> Iterator[Fault]:
+    """Two corrections of the same imbalance: balanced weights, balanced draws, adjusted logits."""
+    on = [
+        path
+        for path, wanted in (
+            (("loss", "class_weight"), draft.value("loss", "class_weight") == "balanced"),
+            (("loss", "logit_adjustment"), draft.number("loss", "logit_adjustment") > 0),
+            (("balancing", "strategy"), draft.value("balancing", "strategy") is not None),
+        )
+        if wanted
+    ]
+    for path in on[1:]:
+        yield Fault(path, f"{dotted(on[0])} is written too. {UNDONE_TWICE}")
+
+
+def balancing_ratio_has_a_strategy(draft: Draft) -> Iterator[Fault]:
+    """A ratio that nothing is drawn by."""
+    if draft.given("balancing", "ratio") and not draft.given("balancing", "strategy"):
+        yield Fault(("balancing", "ratio"), "it has no effect without balancing.strategy. Write strategy: oversample")
+
+
+def balancing_draws_the_rows(draft: Draft) -> Iterator[Fault]:
+    """Rows that are to be drawn by class, and in the order of the file."""
+    path = ("training_args", "train_sampling_strategy")
+    order = draft.value(*path, default="random")
+    if draft.value("balancing", "strategy") is not None and order not in ("random", "group_by_length"):
+        yield Fault(path, "balancing draws the rows anew in each epoch. Write group_by_length or random")
+
+
+def threshold_can_be_used(draft: Draft) -> Iterator[Fault]:
+    """A threshold that is to be tuned on no rows, or of labels that do not exist."""
+    path, asked = ("decision", "threshold"), draft.value("decision", "threshold")
+    names = draft.value("dataset", "label_names")
+    if asked == "tuned" and has_split(draft, "validation") is False:
+        yield Fault(path, "there is no validation split to tune it on. Give dataset.validation: 0.1, or a number")
+    if isinstance(asked, dict):
+        if not asked:
+            yield Fault(path, "no label has a threshold. Write 'tuned', a number, or a number for each label")
+        for name, value in asked.items():
+            if not 0 < value < 1:
+                yield Fault((*path, name), "expected a number above 0 and below 1")
+            if names is not None and label_columns(draft) and name not in names:
+                yield Fault((*path, name), f"dataset.label_names has no label {name!r}.{near_or_known(name, names)}")
 
 
 def loss_type_is_the_tasks(draft: Draft) -> Iterator[Fault]:

@@ -11,7 +11,9 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 Split = Literal["train", "validation", "test"]
 
 
-ColumnKind = Literal["text", "label", "texts", "labels", "spans", "answers", "messages", "image", "audio", "objects"]
+ColumnKind = Literal[
+    "text", "label", "texts", "labels", "spans", "answers", "messages", "image", "audio", "objects", "key"
+]
 """What a column holds; `lora_ft.data.kinds` says what each becomes."""
 
 FieldTypes = tuple[Any, ...]
@@ -57,6 +59,8 @@ class TaskFacts:
         starting_point: For `init`: a base, and a training file.
         auto_classes: Names of transformers' auto classes that build its models; empty: not known.
         least_tokens: The least `processor.max_length` that leaves room for a text.
+        free_texts: Text columns that preparation may rewrite; empty: labels point into its texts, or it has none.
+        varied_texts: Text columns that augmentation may vary.
     """
 
     name: str
@@ -73,6 +77,8 @@ class TaskFacts:
     starting_point: tuple[str, str] = ("google-bert/bert-base-uncased", "data/train.csv")
     auto_classes: tuple[str, ...] = ()
     least_tokens: int = 1
+    free_texts: tuple[str, ...] = ()
+    varied_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,8 @@ class DatasetSection:
         label_delimiter: Splits one text cell into several labels (`a|b`): multi-label.
         validation: Share of the training rows to split off for validation.
         test: Share of the training rows to split off for a test.
+        group: Column of the data whose value says what belongs together: a group is split off whole, or not at all.
+        time: Column of the data with dates or numbers: the newest rows are split off.
         sample_by: What of a .txt file is one row: `line`, `paragraph` or `document` (as in `datasets`).
         media_dir: Folder that the paths of images and sounds start at, absolute; None: the folder of the data file.
         on_bad_row: What happens to rows that cannot be used: `error`, or `skip` and count them.
@@ -129,9 +137,81 @@ class DatasetSection:
     label_delimiter: str | None = None
     validation: float | None = None
     test: float | None = None
+    group: str | None = None
+    time: str | None = None
     sample_by: Literal["line", "paragraph", "document"] = "line"
     media_dir: str | None = None
     on_bad_row: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class PreparationSection:
+    """`preparation`: what is done to texts and rows before they are learned, in this order whatever the file's.
+
+    Attributes:
+        fix_encoding: Mends texts that were decoded with the wrong encoding (`schÃ¶n`), by ftfy.
+        strip_html: Takes HTML tags out and decodes character references (`&amp;`).
+        normalization: The Unicode normal form: `NFC`, `NFKC` (also folds full width, ligatures, ...), `NFD`, `NFKD`.
+        replace_urls: What stands in the place of each web address; an empty text takes it out.
+        replace_emails: What stands in the place of each e-mail address.
+        replace_mentions: What stands in the place of each `@name`.
+        replace: Pairs of a regular expression (Python's `re`) and what stands in the place of each match.
+        lowercase: Writes all letters small.
+        stop_words: Words that are taken out: `english` (scikit-learn's list), or a list.
+        collapse_whitespace: Makes one blank of each run of white space, none at the ends.
+        deduplicate: Training rows whose texts repeat those of an earlier one are left out: `exact`, or also `near`.
+        min_characters: The fewest characters of a training row's texts.
+        max_characters: The most characters of a training row's texts.
+        min_words: The fewest words of a training row's texts; a sign is a word where a script has no blanks.
+        max_words: The most words of a training row's texts.
+        min_tokens: The fewest tokens of a training row's texts, special ones included.
+        max_tokens: The most tokens of a training row's texts.
+        languages: Codes of the languages that training rows may be in (`en`, `zh`); others are left out.
+        language_threshold: A row is left out if another language is at least so probable.
+        decontaminate: Training rows whose texts are in validation or test are left out: `exact`, or also `near`.
+        mixing_weights: For each training file as it is written in `dataset.data_files` how much of it is drawn.
+        stopping_strategy: Drawing ends when the first file has no row left, or when all rows of all files were drawn.
+        sample: At most so many training rows, drawn at random; below 1 a share of them.
+    """
+
+    fix_encoding: bool = False
+    strip_html: bool = False
+    normalization: Literal["NFC", "NFKC", "NFD", "NFKD"] | None = None
+    replace_urls: str | None = None
+    replace_emails: str | None = None
+    replace_mentions: str | None = None
+    replace: tuple[tuple[str, str], ...] = ()
+    lowercase: bool = False
+    stop_words: Literal["english"] | tuple[str, ...] | None = None
+    collapse_whitespace: bool = False
+    deduplicate: Literal["exact", "near"] | None = None
+    min_characters: int | None = None
+    max_characters: int | None = None
+    min_words: int | None = None
+    max_words: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    languages: tuple[str, ...] = ()
+    language_threshold: float = 0.9
+    decontaminate: Literal["exact", "near"] | None = None
+    mixing_weights: Mapping[str, float] = field(default_factory=dict)
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    sample: float | None = None
+
+
+TEXT_STEPS = (
+    "fix_encoding",
+    "strip_html",
+    "normalization",
+    "replace_urls",
+    "replace_emails",
+    "replace_mentions",
+    "replace",
+    "lowercase",
+    "stop_words",
+    "collapse_whitespace",
+)
+"""The words of `preparation` that rewrite texts, in the order in which they do; they run at predict time too."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +220,43 @@ class LossSection:
 
     Attributes:
         class_weight: `balanced` (scikit-learn's formula), a weight for each label, or None.
+        focal_gamma: Focal loss: how much less a row counts that the model is sure of, usually 2; None: cross-entropy.
+        logit_adjustment: How much wider the margin of rare classes is in training (tau), usually 1; None: not at all.
         loss_type: Which loss of preference-tuning, `sigmoid` (DPO), `ipo`, `orpo`, ...; None: the task's first.
         beta: How far preference-tuning may lead away from the base: little at 0.5, far at 0.05; None: 0.1.
     """
 
     class_weight: Literal["balanced"] | Mapping[str, float] | None = None
+    focal_gamma: float | None = None
+    logit_adjustment: float | None = None
     loss_type: str | None = None
     beta: float | None = None
+
+
+@dataclass(frozen=True)
+class BalancingSection:
+    """`balancing`: how often the training rows of each class are drawn, anew in each epoch.
+
+    Attributes:
+        strategy: `oversample` draws rare classes more often, `undersample` the others less often (another part of
+            them in each epoch), `balanced` does both and keeps the number of rows; None: each row once.
+        ratio: How many rows of the rarest class are drawn for each of the most frequent one; 1.0: as many.
+    """
+
+    strategy: Literal["oversample", "undersample", "balanced"] | None = None
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecisionSection:
+    """`decision`: from which score on a label is predicted.
+
+    Attributes:
+        threshold: `tuned` (chosen on the validation rows after training), a number (of two classes: for the rarer
+            one), or a number for each label (of two classes: for one of them); None: the likeliest class, or 0.5.
+    """
+
+    threshold: float | Literal["tuned"] | Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,10 +297,13 @@ class Recipe:
         model: The base.
         peft_config: `peft_type` and the fields of that method's config class.
         dataset: The rows.
+        preparation: What is done to texts and rows before they are learned.
         processor: Arguments of the tokenizer (or image or audio processor).
         training_args: Arguments of `TrainingArguments`, our defaults filled in; `output_dir` absolute.
         quantization_config: Arguments of `BitsAndBytesConfig`, or None.
         loss: Weights of the loss.
+        balancing: How often rows of each class are drawn.
+        decision: From which score on a label is predicted.
         optimizer: peft's optimizers.
         early_stopping: When to stop before the last epoch.
         generation_config: Fields of transformers' GenerationConfig, for tasks that generate.
@@ -207,7 +320,10 @@ class Recipe:
     processor: Mapping[str, Any]
     training_args: Mapping[str, Any]
     quantization_config: Mapping[str, Any] | None = None
+    preparation: PreparationSection = PreparationSection()
     loss: LossSection = LossSection()
+    balancing: BalancingSection = BalancingSection()
+    decision: DecisionSection = DecisionSection()
     optimizer: OptimizerSection = OptimizerSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     generation_config: Mapping[str, Any] = field(default_factory=dict)
@@ -219,3 +335,9 @@ class Recipe:
     def checks_off(self) -> frozenset[str]:
         """Names of the gates and findings that this recipe turns off."""
         return frozenset(name for name, wanted in self.checks.items() if not wanted)
+
+    @property
+    def makes_up_for_rare_classes(self) -> bool:
+        """Whether weights, adjusted logits or draws make up for classes of unequal size."""
+        loss = self.loss
+        return loss.class_weight is not None or bool(loss.logit_adjustment) or self.balancing.strategy is not None

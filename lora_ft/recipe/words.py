@@ -24,17 +24,21 @@ from lora_ft.recipe.accepts import (
     Field,
     ListOf,
     Struct,
+    TupleOf,
     any_of,
 )
 from lora_ft.recipe.annotations import DTYPES
 from lora_ft.recipe.check_names import FINDINGS, GATES
 from lora_ft.recipe.schema import (
+    BalancingSection,
     DatasetSection,
+    DecisionSection,
     EarlyStoppingSection,
     FieldTypes,
     LossSection,
     ModelSection,
     OptimizerSection,
+    PreparationSection,
     Recipe,
     TaskFacts,
 )
@@ -49,7 +53,10 @@ DEFAULTED_SECTION = "peft_config"
 TASK_SECTIONS = ("processor", "generation_config", "augmentation")
 """Sections whose keys are the task's."""
 
-OPTIONAL_SECTIONS = ("quantization_config", *TASK_SECTIONS, "loss", "optimizer", "early_stopping", "checks")
+OPTIONAL_SECTIONS = (
+    "quantization_config", "preparation", *TASK_SECTIONS, "loss", "balancing", "decision", "optimizer",
+    "early_stopping", "checks",
+)  # fmt: skip
 SECTIONS = ("model", DEFAULTED_SECTION, "dataset", "training_args", *OPTIONAL_SECTIONS)
 
 OPTIONAL_STR = any_of([STR, NULL])
@@ -123,9 +130,39 @@ DATASET = _struct(
         "label_delimiter": OPTIONAL_STR,
         "validation": any_of([FLOAT, NULL]),
         "test": any_of([FLOAT, NULL]),
+        "group": OPTIONAL_STR,
+        "time": OPTIONAL_STR,
         "sample_by": Choice(("line", "paragraph", "document")),
         "media_dir": OPTIONAL_STR,
         "on_bad_row": Choice(("error", "skip")),
+    },
+)
+
+REPEATS = any_of([Choice(("exact", "near")), NULL])
+LENGTHS = tuple(f"{bound}_{unit}" for unit in ("characters", "words", "tokens") for bound in ("min", "max"))
+
+PREPARATION = _struct(
+    "preparation",
+    PreparationSection,
+    {
+        "fix_encoding": BOOL,
+        "strip_html": BOOL,
+        "normalization": any_of([Choice(("NFC", "NFKC", "NFD", "NFKD")), NULL]),
+        "replace_urls": OPTIONAL_STR,
+        "replace_emails": OPTIONAL_STR,
+        "replace_mentions": OPTIONAL_STR,
+        "replace": ListOf(TupleOf((STR, STR))),
+        "lowercase": BOOL,
+        "stop_words": any_of([Choice(("english",)), ListOf(STR), NULL]),
+        "collapse_whitespace": BOOL,
+        "deduplicate": REPEATS,
+        **{name: any_of([INT, NULL]) for name in LENGTHS},
+        "languages": ListOf(STR),
+        "language_threshold": FLOAT,
+        "decontaminate": REPEATS,
+        "mixing_weights": DictOf(FLOAT),
+        "stopping_strategy": Choice(("first_exhausted", "all_exhausted")),
+        "sample": any_of([FLOAT, NULL]),
     },
 )
 
@@ -134,9 +171,23 @@ LOSS = _struct(
     LossSection,
     {
         "class_weight": any_of([Choice(("balanced",)), DictOf(FLOAT), NULL]),
+        "focal_gamma": any_of([FLOAT, NULL]),
+        "logit_adjustment": any_of([FLOAT, NULL]),
         "loss_type": OPTIONAL_STR,
         "beta": any_of([FLOAT, NULL]),
     },
+)
+
+BALANCING = _struct(
+    "balancing",
+    BalancingSection,
+    {"strategy": any_of([Choice(("oversample", "undersample", "balanced")), NULL]), "ratio": FLOAT},
+)
+
+DECISION = _struct(
+    "decision",
+    DecisionSection,
+    {"threshold": any_of([FLOAT, Choice(("tuned",)), DictOf(FLOAT), NULL])},
 )
 
 OPTIMIZER = _struct(
@@ -222,7 +273,10 @@ def section_struct(section: str, *, task: TaskFacts | None, peft_type: str) -> S
             return dataset_of(task) if task else DATASET
         case _ if section in TASK_SECTIONS:
             return keys_of(task, section) if task else None
-    own = {"model": MODEL, "loss": LOSS, "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING, "checks": CHECKS}
+    own = {
+        "model": MODEL, "preparation": PREPARATION, "loss": LOSS, "balancing": BALANCING, "decision": DECISION,
+        "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING, "checks": CHECKS,
+    }  # fmt: skip
     return own[section]
 
 

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from lora_ft.recipe.schema import Recipe
 
-OUR_SECTIONS = ("model", "dataset", "loss", "optimizer", "early_stopping")
+OUR_SECTIONS = ("model", "dataset", "preparation", "loss", "balancing", "decision", "optimizer", "early_stopping")
 ORDER = (
     "task",
     "offline",
@@ -19,10 +19,13 @@ ORDER = (
     "quantization_config",
     "peft_config",
     "dataset",
+    "preparation",
     "processor",
     "generation_config",
     "augmentation",
     "loss",
+    "balancing",
+    "decision",
     "optimizer",
     "early_stopping",
     "checks",

@@ -13,6 +13,7 @@ import datasets
 from lora_ft.assemble.saved import SavedAdapter
 from lora_ft.data.kinds import reader_of
 from lora_ft.data.media import ENDINGS
+from lora_ft.data.preparation.texts import prepared_row
 from lora_ft.data.values import BadValue
 from lora_ft.errors import DataError
 from lora_ft.models.precision import autocast_context
@@ -212,7 +213,8 @@ def streamed(adapter: SavedAdapter, rows: Iterable[Mapping[str, Any]]) -> Iterat
     """
     for row in usable(adapter, rows):
         with autocast_context(adapter.precision):
-            yield from adapter.task.stream(adapter.model, row, adapter.problem)
+            prepared = prepared_row(row, adapter.task.free_texts, adapter.problem.preparation)
+            yield from adapter.task.stream(adapter.model, prepared, adapter.problem)
         yield "\n"
 
 

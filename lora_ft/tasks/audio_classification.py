@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
-from lora_ft.tasks.parts import audio, audio_batches, audio_ctc, audio_features
+from lora_ft.tasks.parts import audio, audio_batches, audio_ctc, audio_features, shown
 from lora_ft.tasks.parts import classification as parts
 from lora_ft.tasks.parts.audio_augmentation import AUGMENTATION_FIELDS, Augmentation
-from lora_ft.tasks.parts.problem import Features, Problem, Rows
+from lora_ft.tasks.parts.classification import decided
+from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,6 +135,12 @@ class AudioClassification(Task):
         del features
         return parts.decode_classes(answer["logits"], problem)
 
+    def join(self, parts: Parts, row: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+        """See `Task.join`: what the thresholds say of the scores, where there are any."""
+        del row
+        (only,) = parts
+        return decided(only, problem)
+
     def scorer(
         self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
     ) -> Callable[[Any], dict[str, float]]:
@@ -149,6 +156,28 @@ class AudioClassification(Task):
     ) -> bool:
         """See `Task.learned`: by more than chance."""
         return parts.beats_majority(ours, baseline, rows=rows, problem_type=problem_type)
+
+    def tune(
+        self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
+    ) -> dict[str, Any]:
+        """See `Task.tune`: the thresholds of labels, where the recipe wants them tuned."""
+        return parts.tune_thresholds(predictions, references, problem)
+
+    def perceived(self, row: Mapping[str, Any], problem: Problem, *, training: bool = False) -> Any:
+        """See `Task.perceived`; without the masks of SpecAugment."""
+        from lora_ft.tasks.parts.perceived import sound
+
+        return sound(row, problem, training=training)
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: how much of the sound is heard, and its label."""
+        extractor = audio.extractor_of(problem.processor)
+        heard = shown.sound_of(feature, name=extractor.model_input_names[0], rate=extractor.sampling_rate)
+        return f"{heard} -> {shown.target_shown(feature['labels'], problem)}"
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """See `Task.uniform_loss`: ln of the number of classes."""
+        return parts.uniform_loss(problem)
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`: tones, low and high."""

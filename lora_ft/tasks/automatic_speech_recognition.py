@@ -48,6 +48,7 @@ class AutomaticSpeechRecognition(Task):
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = audio_whisper.GENERATION_FIELDS
     augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
     argument: ClassVar[str] = "audio"
+    token_labels: ClassVar[tuple[str, ...]] = ("labels",)
     lazy: ClassVar[bool] = True
     changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("openai/whisper-small", "data/train.csv")
@@ -131,14 +132,24 @@ class AutomaticSpeechRecognition(Task):
         if "text" not in rows:
             return audio_features.encode_sounds(rows, problem, training=training)
         targets = [self._target(text, problem) for text in rows["text"]]
-        shortest_s = None
-        if problem.problem_type == CTC:
-            rate = audio.extractor_of(problem.processor).sampling_rate
-            needed = (audio_ctc.samples_for(audio_ctc.frames_needed(ids), problem.settings) for ids in targets)
-            shortest_s = tuple((samples + 1) / rate for samples in needed)
+        shortest_s = tuple(self._shortest_s(ids, problem) for ids in targets)
         features = audio_features.encode_sounds(rows, problem, training=training, shortest_s=shortest_s)
         features["labels"] = targets
         return features
+
+    def _shortest_s(self, target: Sequence[int], problem: Problem) -> float:
+        """How long a sound must stay for its transcript, in seconds."""
+        if problem.problem_type != CTC:
+            return 0.0
+        samples = audio_ctc.samples_for(audio_ctc.frames_needed(target), problem.settings)
+        return float((samples + 1) / audio.extractor_of(problem.processor).sampling_rate)
+
+    def perceived(self, row: Mapping[str, Any], problem: Problem, *, training: bool = False) -> Any:
+        """See `Task.perceived`; without the masks of SpecAugment."""
+        from lora_ft.tasks.parts.perceived import sound
+
+        least = self._shortest_s(self._target(row["text"], problem), problem) if "text" in row else 0.0
+        return sound(row, problem, training=training, shortest_s=least)
 
     def lengths(self, rows: Rows, problem: Problem) -> list[int]:
         """See `Task.lengths`: samples, from the headers."""
@@ -230,6 +241,15 @@ class AutomaticSpeechRecognition(Task):
         """See `Task.probe_values`."""
         del batch
         return audio_batches.probe_sample(outputs["logits"])
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: how much of the sound is heard, and its transcript."""
+        from lora_ft.tasks.parts.shown import marked, sound_of
+
+        extractor, tokenizer = audio.extractor_of(problem.processor), problem.processor.tokenizer
+        heard = sound_of(feature, name=extractor.model_input_names[0], rate=extractor.sampling_rate)
+        written = {} if problem.problem_type == SEQ2SEQ else {"group_tokens": False}
+        return f"{heard} -> {marked(tokenizer.decode(list(feature['labels']), **written))}"
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`: words of one tone each."""

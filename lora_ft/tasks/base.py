@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.errors import InputError, closest
 from lora_ft.recipe.schema import Column, FieldTypes, TaskFacts
-from lora_ft.tasks.parts.problem import Features, Generation, Parts, Problem, Rows
+from lora_ft.tasks.parts.problem import Features, Generation, Parts, Problem, Rows, Variation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,9 @@ class Task(ABC):
         least_tokens: The least `processor.max_length` that leaves room for a text.
         asks_bare_base: Whether what it measures needs the answers of the base without its adapter too.
         changes_model: Whether its functions change the model while they are called, so that threads must take turns.
-        free_texts: Text columns into which no label points, so that preparation and augmentation may rewrite them.
+        token_labels: Columns of features that hold a label for each token, -100 where nothing is learned.
+        free_texts: Text columns into which no label points, so that preparation may rewrite them.
+        varied_texts: Those of them of which nothing is learned word by word, so that augmentation may vary them.
         starting_point: For `lora-ft init`: a base, and a training file.
     """
 
@@ -73,7 +75,9 @@ class Task(ABC):
     least_tokens: ClassVar[int] = 1
     asks_bare_base: ClassVar[bool] = False
     changes_model: ClassVar[bool] = False
+    token_labels: ClassVar[tuple[str, ...]] = ()
     free_texts: ClassVar[tuple[str, ...]] = ()
+    varied_texts: ClassVar[tuple[str, ...]] = ()
     starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-uncased", "data/train.csv")
 
     # What the rows and the base make of it
@@ -233,6 +237,30 @@ class Task(ABC):
 
         return torch.tensor(self.items(batch))
 
+    def variations(self, rows: Iterable[Mapping[str, Any]], problem: Problem) -> Mapping[str, Variation]:
+        """The ways in which a training row is varied before it is encoded, where `augmentation` has `variants`.
+
+        Args:
+            rows: The training rows, which variants may be made of (other entities).
+            problem: Its augmentation says which ways; `back_translation` is none of them: it takes many texts at once.
+
+        Returns:
+            Name of a way -> what varies a row by it: a row and a generator -> the row varied, or equal to it where
+            nothing of it can be varied so. A variant must be as right as its row: labels stay on what they are of.
+
+        Raises:
+            InputError: A way that these rows do not survive, or a file that cannot be read.
+        """
+        from lora_ft.tasks.parts.text_augmentation import text_variations
+
+        del rows
+        return text_variations(problem.augmentation, columns=self.varied_columns(problem.problem_type))
+
+    def varied_columns(self, problem_type: str) -> tuple[str, ...]:
+        """The columns among `varied_texts` that rows of a problem type are read from."""
+        known = self.column_sets.get(problem_type)
+        return tuple(name for name in self.varied_texts if known is None or name in known)
+
     # Answers -> predictions -> metrics
 
     def answer(
@@ -373,6 +401,23 @@ class Task(ABC):
         del problem
         return str(feature.get("labels", ""))
 
+    def perceived(self, row: Mapping[str, Any], problem: Problem, *, training: bool = False) -> Any:
+        """What a model is given of a row's picture or sound: a PIL image with its boxes, or samples and their rate.
+
+        None where a row has neither. In training it is varied as `encode` varies the row alone.
+        """
+        del row, problem, training
+
+    def end_tokens(self, problem: Problem) -> tuple[int, ...]:
+        """Tokens one of which must end what is learned to be written; none where nothing is, or nothing ends it."""
+        del problem
+        return ()
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """The loss of a model to which everything is equally likely; None where there is no such number."""
+        del problem
+        return None
+
     def hint(self, row: Mapping[str, Any], problem: Problem) -> str | None:
         """What a user of `lora-ft predict` probably did not mean by a row; None if it is as it should be."""
         del row, problem
@@ -400,6 +445,8 @@ class Task(ABC):
             starting_point=self.starting_point,
             auto_classes=self.auto_classes(),
             least_tokens=self.least_tokens,
+            free_texts=self.free_texts,
+            varied_texts=self.varied_texts,
         )
 
     def inputs(self) -> tuple[Column, ...]:

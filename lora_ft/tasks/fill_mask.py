@@ -6,6 +6,7 @@ One row: text "It broke after a week."  A text to predict has gaps: "It [MASK] a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
+from lora_ft.tasks.parts.text_augmentation import TEXT_FIELDS as AUGMENTATION_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,7 @@ class FillMask(Task):
     columns: ClassVar[tuple[Column, ...]] = (
         Column("text", "text", True, "plain text; to predict, a text with the mask token in it"),
     )
+    free_texts: ClassVar[tuple[str, ...]] = ("text",)
     metrics: ClassVar[Mapping[str, tuple[str, ...]]] = {KIND: ("perplexity", "accuracy")}
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"perplexity"})
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = {
@@ -44,6 +47,8 @@ class FillMask(Task):
         "line_by_line": (bool,),
         "top_k": (int,),
     }
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
+    varied_texts: ClassVar[tuple[str, ...]] = ("text",)
     smooths_labels: ClassVar[bool] = True
     least_tokens: ClassVar[int] = SHORTEST
     starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-uncased", "data/train.txt")
@@ -205,6 +210,22 @@ class FillMask(Task):
     def example_word(self, problem: Problem) -> str:
         """See `Task.example_word`: a text with a gap."""
         return f"a new {problem.processor.mask_token}"
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: a text with words hidden as they may be in training, and what they were."""
+        from lora_ft.tasks.parts.masking import fixed_draws, hide, vocabulary_of
+        from lora_ft.tasks.parts.shown import gaps_shown
+
+        if "words" not in feature:
+            return gaps_shown(feature["input_ids"], feature["labels"], problem)
+        ids, probability = list(feature["input_ids"]), float(problem.settings["mlm_probability"])
+        vocabulary = vocabulary_of(problem.processor)
+        seen, labels = hide(ids, feature["words"], vocabulary, probability=probability, draws=fixed_draws(ids))
+        return gaps_shown(seen, labels, problem)
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """See `Task.uniform_loss`: ln of the vocabulary."""
+        return math.log(len(problem.processor))
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

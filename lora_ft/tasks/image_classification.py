@@ -13,8 +13,9 @@ from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import classification as parts
 from lora_ft.tasks.parts import image_augmentation as augmentation
-from lora_ft.tasks.parts import images
-from lora_ft.tasks.parts.problem import Features, Problem, Rows
+from lora_ft.tasks.parts import images, shown
+from lora_ft.tasks.parts.classification import decided
+from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,6 +144,12 @@ class ImageClassification(Task):
                 one["scores"] = dict(ranked[:NAMED])
         return predictions
 
+    def join(self, parts: Parts, row: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+        """See `Task.join`: what the thresholds say of the scores, where there are any."""
+        del row
+        (only,) = parts
+        return decided(only, problem)
+
     def scorer(
         self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
     ) -> Callable[[Any], dict[str, float]]:
@@ -166,6 +173,26 @@ class ImageClassification(Task):
     ) -> bool:
         """See `Task.learned`: by more than chance."""
         return parts.beats_majority(ours, baseline, rows=rows, problem_type=problem_type)
+
+    def tune(
+        self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
+    ) -> dict[str, Any]:
+        """See `Task.tune`: the thresholds of labels, where the recipe wants them tuned."""
+        return parts.tune_thresholds(predictions, references, problem)
+
+    def perceived(self, row: Mapping[str, Any], problem: Problem, *, training: bool = False) -> Any:
+        """See `Task.perceived`; before it is mixed with others of its batch."""
+        from lora_ft.tasks.parts.perceived import picture
+
+        return picture(self.encode({"image": [row["image"]]}, problem, training=training)["pixel_values"][0], problem)
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: the size of the picture, and its label."""
+        return shown.picture_shown(feature, problem)
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """See `Task.uniform_loss`: ln of the number of classes, ln 2 for each of several labels."""
+        return parts.uniform_loss(problem)
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`: red and green fruit, some of it large."""

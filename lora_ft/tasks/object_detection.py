@@ -14,7 +14,7 @@ from lora_ft.errors import DataError
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import boxes as geometry
-from lora_ft.tasks.parts import detection, detection_loss, images
+from lora_ft.tasks.parts import detection, detection_loss, images, shown
 from lora_ft.tasks.parts import image_augmentation as augmentation
 from lora_ft.tasks.parts.label_names import label_fields
 from lora_ft.tasks.parts.problem import Features, Problem, Rows
@@ -239,6 +239,24 @@ class ObjectDetection(Task):
 
         del batch
         return torch.cat([outputs["logits"].float().mean(1), outputs["pred_boxes"].float().mean(1)], dim=1)
+
+    def perceived(self, row: Mapping[str, Any], problem: Problem, *, training: bool = False) -> Any:
+        """See `Task.perceived`."""
+        from lora_ft.tasks.parts.perceived import picture, with_boxes
+
+        made = self.encode({name: [value] for name, value in row.items()}, problem, training=training)
+        seen = picture(made["pixel_values"][0], problem)
+        if "boxes" not in made:
+            return seen
+        wide, high = seen.size
+        boxes = [((x - w / 2) * wide, (y - h / 2) * high, w * wide, h * high) for x, y, w, h in made["boxes"][0]]
+        return with_boxes(seen, boxes, [problem.labels[label] for label in made["labels"][0]])
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: the size of the picture, and its boxes in pixels: left, top, width, height."""
+        width, height = feature["canvas"]
+        boxes = [((x - w / 2) * width, (y - h / 2) * height, w * width, h * height) for x, y, w, h in feature["boxes"]]
+        return shown.boxes_shown(feature, boxes, problem)
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`: red and green fruit on white."""

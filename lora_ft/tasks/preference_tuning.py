@@ -16,6 +16,7 @@ from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
 from lora_ft.tasks.parts.problem import Features, Generation, Problem, Rows
+from lora_ft.tasks.parts.text_augmentation import TEXT_FIELDS as AUGMENTATION_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,7 @@ class PreferenceTuning(Task):
         PAIRS: ("prompt", "chosen", "rejected"),
         CHAT: ("chosen_messages", "rejected_messages"),
     }
+    free_texts: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     metrics: ClassVar[Mapping[str, tuple[str, ...]]] = {PAIRS: METRICS, CHAT: METRICS}
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = {
         "max_length": (int,),
@@ -59,7 +61,10 @@ class PreferenceTuning(Task):
         "chat_template_kwargs": (dict,),
     }
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
+    token_labels: ClassVar[tuple[str, ...]] = ("chosen_labels", "rejected_labels")
     loss_types: ClassVar[tuple[str, ...]] = ("sigmoid", "hinge", "ipo", "apo_zero", "orpo")
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
+    varied_texts: ClassVar[tuple[str, ...]] = ("prompt",)
     argument: ClassVar[str] = "prompt"
     changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("Qwen/Qwen2.5-0.5B", "data/train.jsonl")
@@ -251,6 +256,22 @@ class PreferenceTuning(Task):
         if isinstance(outputs, Pairs):
             return torch.stack([outputs.chosen, outputs.rejected], dim=1)
         return probe_logits(outputs["logits"], last_positions(batch["attention_mask"]))
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: both answers after their prompt, marked with their ends."""
+        from lora_ft.tasks.parts.preferences import SIDES
+        from lora_ft.tasks.parts.shown import decoded, tokens_shown
+
+        if "chosen_ids" not in feature:
+            return decoded(feature["input_ids"], problem)
+        sides = (tokens_shown(feature[f"{side}_ids"], feature[f"{side}_labels"], problem) for side in SIDES)
+        return "\n".join(f"{side}: {text}" for side, text in zip(SIDES, sides, strict=True))
+
+    def end_tokens(self, problem: Problem) -> tuple[int, ...]:
+        """See `Task.end_tokens`."""
+        from lora_ft.tasks.parts.causal import learned_ends
+
+        return learned_ends(problem)
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
+from lora_ft.tasks.parts import shown
 from lora_ft.tasks.parts.answers import answer_spans, best_spans, fault_of_answers, merged
 from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
 from lora_ft.tasks.parts.questions import answer_tokens, null_position, question_windows, shortened
+from lora_ft.tasks.parts.text_augmentation import TEXT_FIELDS as AUGMENTATION_FIELDS
 from lora_ft.tasks.parts.windows import WINDOW_FIELDS, pad_windows, window_settings
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class QuestionAnswering(Task):
         "max_answer_length": (int,),
         "null_threshold": (float, int),
     }
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
+    varied_texts: ClassVar[tuple[str, ...]] = ("question",)
     argument: ClassVar[str] = "question"
     least_tokens: ClassVar[int] = SHORTEST
     starting_point: ClassVar[tuple[str, str]] = ("distilbert/distilbert-base-uncased", "data/train.json")
@@ -272,6 +276,10 @@ class QuestionAnswering(Task):
         import torch
 
         return torch.cat([outputs["start_logits"], outputs["end_logits"]], dim=1)  # (windows, 2 * tokens)
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: the answer marked in its context."""
+        return shown.answer_shown(feature, problem)
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

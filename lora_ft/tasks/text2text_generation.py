@@ -6,6 +6,7 @@ One row: text "The storm took the roof of ...", target "A storm took a roof."
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
 from lora_ft.tasks.parts.problem import Features, Generation, Problem, Rows
+from lora_ft.tasks.parts.text_augmentation import TEXT_FIELDS as AUGMENTATION_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +37,7 @@ class Text2TextGeneration(Task):
         Column("text", "text", True, "what the model reads"),
         Column("target", "text", True, "what it is to write", target=True),
     )
+    free_texts: ClassVar[tuple[str, ...]] = ("text", "target")
     metrics: ClassVar[Mapping[str, tuple[str, ...]]] = {KIND: METRICS}
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = {
         "max_length": (int,),
@@ -45,7 +48,10 @@ class Text2TextGeneration(Task):
         "pad_to_multiple_of": (int,),
     }
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
+    varied_texts: ClassVar[tuple[str, ...]] = ("text",)
     smooths_labels: ClassVar[bool] = True
+    token_labels: ClassVar[tuple[str, ...]] = ("labels",)
     changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("google-t5/t5-small", "data/train.csv")
 
@@ -196,6 +202,23 @@ class Text2TextGeneration(Task):
         from lora_ft.tasks.parts.language import probe_logits
 
         return probe_logits(outputs["logits"], batch["decoder_input_ids"].new_ones(len(batch["decoder_input_ids"])))
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: what is read, and what is to be written with its end."""
+        from lora_ft.tasks.parts.shown import decoded, marked
+
+        read = decoded(feature["input_ids"], problem)
+        return f"{read} -> {marked(decoded(feature['labels'], problem))}" if "labels" in feature else read
+
+    def end_tokens(self, problem: Problem) -> tuple[int, ...]:
+        """See `Task.end_tokens`: the tokenizer's."""
+        from lora_ft.tasks.parts.language import end_of_text
+
+        return end_of_text(problem.processor)
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """See `Task.uniform_loss`: ln of the vocabulary."""
+        return math.log(len(problem.processor))
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

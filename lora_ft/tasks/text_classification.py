@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts import classification as parts
-from lora_ft.tasks.parts import text
-from lora_ft.tasks.parts.problem import Features, Problem, Rows
+from lora_ft.tasks.parts import shown, text
+from lora_ft.tasks.parts.classification import decided
+from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
+from lora_ft.tasks.parts.text_augmentation import TEXT_FIELDS as AUGMENTATION_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +34,12 @@ class TextClassification(Task):
         Column("text_pair", "text", False, "a second text, for pairs"),
         Column("label", "label", True, "a class, a list of classes, or a number", target=True),
     )
+    free_texts: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     metrics: ClassVar[Mapping[str, tuple[str, ...]]] = parts.METRICS
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"mse", "mae"})
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = text.TEXT_FIELDS
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
+    varied_texts: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     weighs_classes: ClassVar[bool] = True
     smooths_labels: ClassVar[bool] = True
 
@@ -127,6 +132,12 @@ class TextClassification(Task):
         del features
         return parts.decode_classes(answer["logits"], problem)
 
+    def join(self, parts: Parts, row: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+        """See `Task.join`: what the thresholds say of the scores, where there are any."""
+        del row
+        (only,) = parts
+        return decided(only, problem)
+
     def scorer(
         self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
     ) -> Callable[[Any], dict[str, float]]:
@@ -142,6 +153,20 @@ class TextClassification(Task):
     ) -> bool:
         """See `Task.learned`: by more than chance."""
         return parts.beats_majority(ours, baseline, rows=rows, problem_type=problem_type)
+
+    def tune(
+        self, predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
+    ) -> dict[str, Any]:
+        """See `Task.tune`: the thresholds of labels, where the recipe wants them tuned."""
+        return parts.tune_thresholds(predictions, references, problem)
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: the text and its label."""
+        return shown.text_shown(feature, problem)
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """See `Task.uniform_loss`: ln of the number of classes, ln 2 for each of several labels."""
+        return parts.uniform_loss(problem)
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

@@ -7,6 +7,7 @@ prompt "2 + 2 ="  ->  {"generated_text": " 4"}
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.generation import GENERATION_FIELDS
 from lora_ft.tasks.parts.problem import Features, Generation, Parts, Problem, Rows
+from lora_ft.tasks.parts.text_augmentation import TEXT_FIELDS as AUGMENTATION_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +53,7 @@ class TextGeneration(Task):
         COMPLETION: ("prompt", "completion"),
         TEXT: ("text",),
     }
+    free_texts: ClassVar[tuple[str, ...]] = ("prompt", "completion", "text")
     metrics: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(column_sets, ("perplexity", "token_accuracy"))
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"perplexity"})
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = {
@@ -63,8 +66,11 @@ class TextGeneration(Task):
         "packing": (bool,),
     }
     generation_fields: ClassVar[Mapping[str, FieldTypes]] = GENERATION_FIELDS
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = AUGMENTATION_FIELDS
+    varied_texts: ClassVar[tuple[str, ...]] = ("prompt",)
     argument: ClassVar[str] = "prompt"
     smooths_labels: ClassVar[bool] = True
+    token_labels: ClassVar[tuple[str, ...]] = ("labels",)
     least_tokens: ClassVar[int] = SHORTEST
     changes_model: ClassVar[bool] = True
     starting_point: ClassVar[tuple[str, str]] = ("Qwen/Qwen2.5-0.5B-Instruct", "data/train.jsonl")
@@ -181,7 +187,7 @@ class TextGeneration(Task):
         """See `Task.forward`; without a cache, whose presence would let packed sequences see each other."""
         from lora_ft.tasks.parts.packing import prove_isolation
 
-        if "position_ids" in batch:
+        if "position_ids" in batch and "packed-isolation" not in problem.checks_off:
             prove_isolation(model, vocabulary=len(problem.processor))
         return model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
 
@@ -256,6 +262,27 @@ class TextGeneration(Task):
         from lora_ft.tasks.parts.language import last_positions, probe_logits
 
         return probe_logits(outputs["logits"], last_positions(batch["attention_mask"]))
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: the tokens as text, what is learned marked with its end; packed sequences apart."""
+        from lora_ft.tasks.parts.shown import tokens_shown
+
+        pieces, start = [], 0
+        for size in feature.get("segments", (len(feature["input_ids"]),)):
+            part = slice(start, start + size)
+            pieces.append(tokens_shown(feature["input_ids"][part], feature["labels"][part], problem))
+            start += size
+        return " | ".join(pieces)
+
+    def end_tokens(self, problem: Problem) -> tuple[int, ...]:
+        """See `Task.end_tokens`: the end of an answer; plain text is one stream that ends nowhere."""
+        from lora_ft.tasks.parts.causal import learned_ends
+
+        return () if problem.problem_type == TEXT else learned_ends(problem)
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """See `Task.uniform_loss`: ln of the vocabulary."""
+        return math.log(len(problem.processor))
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

@@ -8,16 +8,19 @@ One row: tokens ["Ask", "Anna", "Berg"], tags ["O", "B-person", "I-person"], or 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
-from lora_ft.tasks.parts import tagged
+from lora_ft.tasks.parts import shown, tagged
 from lora_ft.tasks.parts import tags as bio
 from lora_ft.tasks.parts.label_names import label_fields
-from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows
+from lora_ft.tasks.parts.problem import Features, Parts, Problem, Rows, Variation
+from lora_ft.tasks.parts.tag_augmentation import tag_variations
+from lora_ft.tasks.parts.text_augmentation import TAG_FIELDS
 from lora_ft.tasks.parts.windows import WINDOW_FIELDS, Window, cut_windows, pad_windows, place_words, window_settings
 
 if TYPE_CHECKING:
@@ -53,7 +56,9 @@ class TokenClassification(Task):
         SPANS: ("f1", "precision", "recall", "f1_macro", "accuracy"),
     }
     processor_fields: ClassVar[Mapping[str, FieldTypes]] = {**WINDOW_FIELDS, "label_all_tokens": (bool,)}
+    augmentation_fields: ClassVar[Mapping[str, FieldTypes]] = TAG_FIELDS
     smooths_labels: ClassVar[bool] = True
+    token_labels: ClassVar[tuple[str, ...]] = ("labels",)
     least_tokens: ClassVar[int] = SHORTEST
     starting_point: ClassVar[tuple[str, str]] = ("google-bert/bert-base-cased", "data/train.jsonl")
 
@@ -122,6 +127,10 @@ class TokenClassification(Task):
                 if with_labels:
                     features.setdefault("labels", []).append(_labels(window, pairs, one, problem))
         return features
+
+    def variations(self, rows: Iterable[Mapping[str, Any]], problem: Problem) -> Mapping[str, Variation]:
+        """See `Task.variations`: words outside of entities, and entities as a whole."""
+        return tag_variations(rows, problem)
 
     def references(self, rows: Rows, problem: Problem) -> list[Any]:
         """See `Task.references`: the tags of the words; for spans the words of the text and the spans."""
@@ -201,6 +210,14 @@ class TokenClassification(Task):
         del batch
         logits: torch.Tensor = outputs["logits"]
         return logits[:, :PROBE_TOKENS].flatten(1)
+
+    def shown(self, feature: Mapping[str, Any], problem: Problem) -> str:
+        """See `Task.shown`: words with their tags."""
+        return shown.words_shown(feature, problem)
+
+    def uniform_loss(self, problem: Problem) -> float | None:
+        """See `Task.uniform_loss`: ln of the number of tags."""
+        return math.log(len(problem.labels))
 
     def example_rows(self, problem_type: str) -> dict[str, list[Any]]:
         """See `Task.example_rows`."""

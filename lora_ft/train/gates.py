@@ -29,7 +29,8 @@ def check_world_size(asked: int | None, actual: int) -> None:
         raise GateError(
             f"world size: {asked} processes were asked for, {actual} started. "
             "For several processes on one CPU machine: accelerate launch --config_file launch/accelerate/cpu.yaml "
-            "-m lora_ft train RECIPE"
+            "-m lora_ft train RECIPE",
+            gate="world-size",
         )
 
 
@@ -50,7 +51,8 @@ def check_masked(labels: Iterable[Any]) -> None:
                 return
     raise GateError(
         f"labels: all {seen} labels of the training rows are masked ({IGNORED_LABEL}): the loss would be 0.0 "
-        "and nothing would be learned. Check dataset.columns and the label column"
+        "and nothing would be learned. Check dataset.columns and the label column",
+        gate="masked-labels",
     )
 
 
@@ -70,7 +72,8 @@ def check_alike(labels: Sequence[Any], *, labels_named: Sequence[str]) -> None:
         shown = labels_named[only] if isinstance(only, int) and labels_named else only
         raise GateError(
             f"labels: all {len(labels)} training rows have the same label ({shown}): there is nothing to tell apart. "
-            "Check dataset.columns.label and the training files"
+            "Check dataset.columns.label and the training files",
+            gate="one-label",
         )
 
 
@@ -88,7 +91,8 @@ def check_finite(finite: bool, *, step: int, learning_rate: float) -> None:
     if not finite:
         raise GateError(
             f"loss: not finite at or shortly before step {step + 1} (learning rate {learning_rate:.2g}). "
-            "Lower training_args.learning_rate, lengthen training_args.warmup_steps, or leave out fp16"
+            "Lower training_args.learning_rate, lengthen training_args.warmup_steps, or leave out fp16",
+            gate="finite-loss",
         )
 
 
@@ -108,7 +112,8 @@ def check_moved(named_parameters: Iterable[tuple[str, torch.Tensor]], *, initial
             f"adapter: {len(still)} of {len(initially_zero)} zero-initialised tensors are still all zero after "
             f"training (first: {still[0]}): that part of the adapter does nothing. Check that "
             "training_args.learning_rate is above 0 for at least one step, or leave these modules out of "
-            "peft_config.target_modules"
+            "peft_config.target_modules",
+            gate="moved",
         )
 
 
@@ -153,18 +158,21 @@ class GradientGate(transformers.TrainerCallback):  # type: ignore[misc]
         if self._silent is None:
             missing = [name for name, tensor in trainable.items() if tensor.grad is None]
             if missing:
-                raise GateError(_no_gradient(missing, len(trainable)))
+                raise _no_gradient(missing, len(trainable))
             self._silent = set(trainable)
+        if not all(bool(tensor.grad.isfinite().all()) for tensor in trainable.values()):
+            return  # with fp16 the first losses are scaled too high, and the scaler skips such a step
         self._silent -= {name for name in self._silent if bool(trainable[name].grad.any())}
         if self._silent and self._moved_steps >= 2:
-            raise GateError(_no_gradient(sorted(self._silent), len(trainable)))
+            raise _no_gradient(sorted(self._silent), len(trainable))
         rates = [group["lr"] for group in context["optimizer"].param_groups]
         self._moved_steps += int(max(rates) > 0)
 
 
-def _no_gradient(names: Sequence[str], total: int) -> str:
-    return (
+def _no_gradient(names: Sequence[str], total: int) -> GateError:
+    return GateError(
         f"gradients: {len(names)} of {total} trainable tensors get none (first: {names[0]}): they would never learn. "
         "Known causes: gradient checkpointing with use_reentrant: true, and target_modules that the forward pass does "
-        "not use. Set training_args.gradient_checkpointing_kwargs: {use_reentrant: false}, or leave them out"
+        "not use. Set training_args.gradient_checkpointing_kwargs: {use_reentrant: false}, or leave them out",
+        gate="gradients",
     )

@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import transformers
+
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.train.measure import Measured, Split, measure, score
 from lora_ft.train.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
+
+LOW_RATE = 1e-4
+"""A rate below this is more likely too low than too high: adapters want more than whole models do."""
+EARLY = 0.1
+"""Share of a run after which an evaluation says something, where it comes before the end of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,67 @@ class Baseline:
             rows=len(prepared.rows["validation"]),
             problem_type=prepared.problem.problem_type,
         )
+
+
+class Compared(transformers.TrainerCallback):  # type: ignore[misc]
+    """Measures what a run has to beat before its first step, and warns early where nothing of it is beaten.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: AdapterTrainer) -> None:
+        self.trainer = trainer
+        self._baseline: Baseline | None = None
+        self._looks = "stuck-at-chance" not in trainer.prepared.recipe.checks_off
+
+    def baseline(self) -> Baseline:
+        """What the run has to beat; measured when it is first asked for, which must be before the first step."""
+        if self._baseline is None:
+            self._baseline = Baseline.of(self.trainer)
+        return self._baseline
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+        """Measures it, where nobody has yet."""
+        self.baseline()
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **context: Any
+    ) -> None:
+        """Looks at the first evaluation that comes late enough to say something."""
+        if not self._looks or metrics is None or (state.epoch < 1 and state.global_step < EARLY * state.max_steps):
+            return
+        self._looks = False
+        if state.global_step >= state.max_steps:
+            return  # the run is over, and says what it came to
+        own = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        if self.baseline().is_beaten({"validation": own}, self.trainer.prepared) is False:
+            logger.warning("%s", stuck(self.trainer, constant=self.baseline().constant is not None))
+
+
+def stuck(trainer: AdapterTrainer, *, constant: bool) -> str:
+    """The early word on a run that has learned nothing yet."""
+    state, rate = trainer.state, float(trainer.args.learning_rate)
+    beaten_by = "a constant answer or a coin" if constant else "the base before training"
+    falls = trainer.watch.falls
+    advice = (
+        "The training loss falls, so it may need more epochs (training_args.num_train_epochs) or more rows than "
+        f"{len(trainer.train_dataset)}"
+        if falls
+        else f"The training loss does not fall either: stop (Ctrl-C) and set {other_rate(rate)}, or look at the labels "
+        "(lora-ft data check)"
+    )
+    return (
+        f"stuck at chance: after step {state.global_step} of {state.max_steps} the adapter is no better than "
+        f"{beaten_by}. {advice} (checks: {{stuck-at-chance: false}} turns this warning off)"
+    )
+
+
+def other_rate(rate: float) -> str:
+    """Another learning rate to try: adapters that learn nothing have one too high, unless it is very low."""
+    if rate < LOW_RATE:
+        return f"training_args.learning_rate: {LOW_RATE:.0e} ({rate:.2g} is low for an adapter)"
+    return f"training_args.learning_rate: {rate / 3:.2g} (a third)"
 
 
 def measure_split(trainer: AdapterTrainer, split: Split) -> Measured:

@@ -51,7 +51,7 @@ def save_adapter(
     cache_dir: Path | None,
     overwrite: bool,
 ) -> Manifest:
-    """Writes the adapter folder and verifies what was written.
+    """Writes the adapter folder; what was written is verified before it takes the place of what is there.
 
     Args:
         folder: Where it goes.
@@ -69,7 +69,11 @@ def save_adapter(
     """
     manifest = describe(prepared, fresh, outcome=outcome, cache_dir=cache_dir)
     recipe_generation = prepared.problem.generation
-    write_adapter(
+
+    def check(written: Path, _: Manifest) -> None:
+        verify_files(written)
+
+    return write_adapter(
         folder,
         model=fresh.model,
         processor=prepared.problem.processor,
@@ -83,8 +87,8 @@ def save_adapter(
         ),
         generation_config=transformers.GenerationConfig(**recipe_generation) if recipe_generation else None,
         overwrite=overwrite,
+        check=check,
     )
-    return verify_files(folder)
 
 
 def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache_dir: Path | None) -> Manifest:
@@ -119,7 +123,7 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
             quantization=fresh.base.quantization,
         ),
         centroid=_centroid(prepared, fresh),
-        preparation=dict(prepared.problem.preparation),
+        preparation=dict(prepared.texts),
         checks_off=sorted(recipe.checks_off),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         run={
@@ -136,6 +140,8 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
             "columns": [one.name for one in prepared.task.inputs() if one.name in prepared.rows["train"].column_names],
             "generation_config": dict(recipe.generation_config),
             "loss": dict(prepared.problem.loss),
+            "preparation": [count.as_json() for count in prepared.counts],
+            "variants": prepared.variants.as_json(),
         },
     )
 
@@ -145,7 +151,7 @@ def _centroid(prepared: Prepared, fresh: FreshAdapter) -> Centroid | None:
     with adapter_off(fresh.model):
         return centroid_of(
             fresh.model.get_base_model(),
-            prepared.rows["train"],
+            prepared.own_rows["train"],
             task=prepared.task,
             problem=prepared.problem,
             precision=fresh.precision,

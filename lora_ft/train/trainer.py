@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lora_ft.adapters.optimizers import make_optimizer
 from lora_ft.assemble.prepare import Prepared
+from lora_ft.data.balancing import DrawnSampler
 from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
 from lora_ft.data.encode import LazySplit
 from lora_ft.models.precision import Precision
-from lora_ft.train.gates import GradientGate, check_finite
+from lora_ft.train.gates import GradientGate
+from lora_ft.train.gates_loss import LossWatch
 from lora_ft.train.measure import Split, measure
-
-FINITE_CHECK_STEPS = 10
+from lora_ft.train.weights import class_draw, training_loss
 
 
 class RankAllocation(transformers.TrainerCallback):  # type: ignore[misc]
@@ -64,6 +66,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         precision: What the model computes in.
         splits: The splits that can be measured on.
         class_weight: One weight a label, or None.
+        new_head: Whether the head was initialised for this run.
         **arguments: Those of `transformers.Trainer`.
     """
 
@@ -77,6 +80,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         precision: Precision,
         splits: Mapping[str, Split],
         class_weight: Sequence[float] | None,
+        new_head: bool,
         **arguments: Any,
     ) -> None:
         validation = splits.get("validation")
@@ -93,18 +97,44 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.precision = precision
         self.splits = splits
         self.class_weight = class_weight
+        self.training_problem = replace(
+            prepared.problem, loss={**prepared.problem.loss, **training_loss(prepared)}
+        )  # evaluations measure the plain loss
+        self.draw = class_draw(prepared, seed=self._data_seed)
         self._gates = [one for one in self.callback_handler.callbacks if isinstance(one, GradientGate)]
-        self._finite = torch.ones((), dtype=torch.bool, device=self.args.device)
+        self.watch = LossWatch(
+            self.args.device,
+            off=prepared.recipe.checks_off,
+            uniform=self._loss_of_chance(new_head=new_head),
+            new_head=new_head,
+        )
+
+    def _loss_of_chance(self, *, new_head: bool) -> float | None:
+        """The loss of equal probabilities; None where the first loss says nothing beside it.
+
+        A base with classes of its own may be sure of others than the rows have, and a batch of one row then begins
+        anywhere; of its vocabulary any text may ask it.
+        """
+        if self.class_weight is not None or (self.prepared.problem.labels and not new_head):
+            return None
+        return self.prepared.task.uniform_loss(self.training_problem)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
         rows = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
+            if self.draw is not None:
+                return DrawnSampler(self.draw)
             return super()._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
         return LengthGroupedSampler(
             rows["length"][:],
             global_batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=self._data_seed,
+            draw=self.draw,
         )
+
+    @property
+    def _data_seed(self) -> int:
+        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def padding(self) -> float:
         """Tokens computed over real tokens in the first epoch."""
@@ -146,7 +176,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The task's loss; times the processes, because DDP averages gradients over them."""
-        task, problem = self.prepared.task, self.prepared.problem
+        task, problem = self.prepared.task, self.training_problem
         outputs = task.forward(model, inputs, problem)
         loss = task.loss(
             outputs,
@@ -182,10 +212,20 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """One forward and backward; every loss is looked at, on an accelerator without waiting for it each step."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self._finite &= torch.isfinite(loss).all()
-        if loss.device.type == "cpu" or self.state.global_step % FINITE_CHECK_STEPS == 0:
-            check_finite(bool(self._finite), step=self.state.global_step, learning_rate=self._get_learning_rate())
+        self.watch.add(loss, last_of_step=self.accelerator.gradient_state.sync_gradients)
+        if self.watch.due:
+            self.look_at_losses()
         return loss
+
+    def look_at_losses(self) -> None:
+        """Stops a run whose losses went wrong; see `LossWatch.look`."""
+        asked = float(self.args.learning_rate)
+        self.watch.look(step=self.state.global_step, learning_rate=self._get_learning_rate(), asked_rate=asked)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.watch.add_norm(norm)
+        return norm
 
     def evaluation_loop(
         self,

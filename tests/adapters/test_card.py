@@ -36,6 +36,12 @@ def test_a_base_in_a_folder_is_no_hub_name():
     assert "base_model" not in front_matter(model_card(local))
 
 
+def test_card_says_that_texts_were_prepared():
+    assert "prepared texts" not in model_card(MANIFEST)
+    card = model_card(dataclasses.replace(MANIFEST, preparation={"strip_html": True, "lowercase": True}))
+    assert "- It was trained on prepared texts: `strip_html`, `lowercase`, in this order." in card
+
+
 def test_card_holds_command_data_numbers_labels_and_limits():
     run = {
         "command": "lora-ft train shop.yaml",

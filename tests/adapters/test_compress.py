@@ -150,7 +150,7 @@ def test_int8_without_its_scales_is_refused(adapter: Path) -> None:
 def test_an_older_lora_ft_refuses_what_it_would_misread(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(adapter, "int8")
     monkeypatch.setattr("lora_ft.adapters.manifest.FORMAT_VERSION", 2)
-    with pytest.raises(AdapterRefused, match="format_version = 3: written by a newer lora_ft"):
+    with pytest.raises(AdapterRefused, match="format_version = 4: written by a newer lora_ft"):
         verify_files(adapter)
 
 

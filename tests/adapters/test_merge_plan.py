@@ -54,6 +54,13 @@ def test_runs_of_one_name_are_told_apart_by_the_folder_above(written: Path, tmp_
     assert [one.name for one in read_sources(folders)] == ["a", "b"]
 
 
+def test_adapters_that_prepare_texts_in_two_ways_are_refused(pair: list[Path]) -> None:
+    changed(pair[1], preparation={"lowercase": True, "replace_urls": "http"})
+    expected = 'merge: books prepares texts by nothing, toys by lowercase: true, replace_urls: "http": one adapter can'
+    with pytest.raises(AdapterRefused, match=expected):
+        check_together(read_sources(pair))
+
+
 def test_the_same_adapter_twice_is_refused(pair: list[Path]) -> None:
     with pytest.raises(AdapterError, match=r"given twice.*--weights"):
         read_sources([pair[0], pair[1], pair[0].parent])

@@ -7,6 +7,8 @@ from typing import Any
 
 import datasets
 
+from lora_ft.data.rows import Splits, take_rows
+from lora_ft.data.sources import split_off
 from lora_ft.recipe.schema import Column, DatasetSection
 
 COLUMNS = (
@@ -48,6 +50,22 @@ def section(**files: str | Path | list[Path]) -> DatasetSection:
         for split, given in files.items()
     }
     return DatasetSection(data_files=data_files)
+
+
+def with_shares(splits: Splits, dataset: DatasetSection) -> Splits:
+    """Splits with the shares of the training rows split off."""
+    if dataset.validation is None and dataset.test is None:
+        return splits
+    train, origin = splits["train"], splits.origins["train"]
+    chosen = split_off(train, origin, dataset, seed=0)
+    return Splits(
+        {split: take_rows(train, rows) for split, rows in chosen.items()}
+        | {k: v for k, v in splits.items() if k != "train"},
+        origins={**splits.origins, **{split: origin.take(rows) for split, rows in chosen.items()}},
+        label_names=splits.label_names,
+        skipped=splits.skipped,
+        notes=splits.notes,
+    )
 
 
 def table(labels: list[Any], texts: list[str] | None = None) -> datasets.Dataset:

@@ -19,7 +19,7 @@ from lora_ft.data.rows import Origin, Splits
 from lora_ft.data.sources import load_file, load_splits
 from lora_ft.errors import DataError
 from lora_ft.recipe.schema import Column, DatasetSection
-from tests.data.rows_of import COLUMNS, TAGGED, TAGGED_SETS, section
+from tests.data.rows_of import COLUMNS, TAGGED, TAGGED_SETS, section, with_shares
 
 GOOD = {"tokens": ["a"], "tags": ["O"]}
 BAD = {"tokens": ["a"], "tags": None}
@@ -33,7 +33,7 @@ def lines(file: Path, *rows: Mapping[str, Any]) -> Path:
 def load(dataset: DatasetSection, wanted: tuple[Column, ...] = TAGGED, **changes: Any) -> Splits:
     sets = TAGGED_SETS if wanted is TAGGED else None
     dataset = dataclasses.replace(dataset, **changes)
-    return load_splits(dataset, columns=wanted, column_sets=sets, seed=0, offline=True)
+    return with_shares(load_splits(dataset, columns=wanted, column_sets=sets, offline=True), dataset)
 
 
 def fault(dataset: DatasetSection, wanted: tuple[Column, ...] = TAGGED, **changes: Any) -> str:
@@ -49,6 +49,28 @@ def texts(count: int) -> Splits:
 
 def odd(row: Mapping[str, Any]) -> str | None:
     return "text: is odd" if int(row["text"].split()[1]) % 4 == 1 else None
+
+
+def test_half_a_character_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    lines(
+        file,
+        {"text": "fine \U0001f600", "label": "a"},  # two halves in the file
+        {"text": "cut \ud83d", "label": "a"},
+        {"text": "b", "label": "\ude00"},
+        *[{"text": "c", "label": "a"}] * 7,
+    )
+    message = fault(section(train=file), COLUMNS)
+    assert "row 2: text has half of a character" in message
+    assert "row 3: label has half of a character" in message
+    kept = load(section(train=file), COLUMNS, on_bad_row="skip")
+    assert kept.skipped == {"train": 2}
+    assert kept["train"]["text"][:] == ["fine \U0001f600", *"ccccccc"]
+
+
+def test_half_a_character_inside_of_tags_is_a_fault_too(tmp_path: Path) -> None:
+    cut = lines(tmp_path / "a.jsonl", GOOD, {"tokens": ["\ud83d"], "tags": ["O"]})
+    assert "row 2: tokens has half of a character" in fault(section(train=cut))
 
 
 def test_all_faults_of_all_files_are_in_one_error_by_file_row_and_column(tmp_path: Path) -> None:

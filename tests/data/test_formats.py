@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_ft.data.files import SampleBy, read_rows
+from lora_ft.data.files import read_rows
+from lora_ft.data.lines import SampleBy
 from lora_ft.data.rows import Splits
 from lora_ft.data.sources import load_file, load_splits
 from lora_ft.errors import DataError
@@ -40,7 +41,7 @@ PAGES = st.lists(BOXES, min_size=1, max_size=4)
 
 def load(dataset: DatasetSection, wanted: tuple[Column, ...], **changes: Any) -> Splits:
     sets = TAGGED_SETS if wanted is TAGGED else None
-    return load_splits(dataclasses.replace(dataset, **changes), columns=wanted, column_sets=sets, seed=0, offline=True)
+    return load_splits(dataclasses.replace(dataset, **changes), columns=wanted, column_sets=sets, offline=True)
 
 
 def fault(dataset: DatasetSection, wanted: tuple[Column, ...], **changes: Any) -> str:

@@ -14,7 +14,18 @@ from lora_ft.data.checks import check_rows
 from lora_ft.data.rows import Splits
 from lora_ft.data.sources import load_splits
 from lora_ft.recipe.schema import Column, DatasetSection
-from tests.data.rows_of import ASKED, DETECTED, HEARD, PICTURED, TAGGED, TAGGED_SETS, WRITTEN, WRITTEN_SETS, section
+from tests.data.rows_of import (
+    ASKED,
+    DETECTED,
+    HEARD,
+    PICTURED,
+    TAGGED,
+    TAGGED_SETS,
+    WRITTEN,
+    WRITTEN_SETS,
+    section,
+    with_shares,
+)
 
 REAL = Path(os.environ.get("LORA_FT_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PAIRED = (
@@ -34,7 +45,8 @@ def real(*names: str) -> Path:
 def load(dataset: DatasetSection, columns: tuple[Column, ...], *, mapped: dict[str, Any], **changes: Any) -> Splits:
     fields = {**vars(dataset), "columns": mapped, **changes}
     sets = {id(TAGGED): TAGGED_SETS, id(WRITTEN): WRITTEN_SETS}.get(id(columns))
-    return load_splits(DatasetSection(**fields), columns=columns, column_sets=sets, seed=0, offline=True)
+    section = DatasetSection(**fields)
+    return with_shares(load_splits(section, columns=columns, column_sets=sets, offline=True), section)
 
 
 def unpack(archive: Path, folder: Path, *, pick: int) -> list[str]:

@@ -16,11 +16,12 @@ from lora_ft.data.rows import Splits
 from lora_ft.data.sources import load_file, load_splits
 from lora_ft.errors import DataError
 from lora_ft.recipe.schema import DatasetSection
-from tests.data.rows_of import COLUMNS, section
+from tests.data.rows_of import COLUMNS, section, with_shares
 
 
 def load(dataset: DatasetSection, **changes: Any) -> Splits:
-    return load_splits(dataclasses.replace(dataset, **changes), columns=COLUMNS, seed=0, offline=True)
+    dataset = dataclasses.replace(dataset, **changes)
+    return with_shares(load_splits(dataset, columns=COLUMNS, offline=True), dataset)
 
 
 def fault(dataset: DatasetSection, **changes: Any) -> str:

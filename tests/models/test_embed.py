@@ -27,6 +27,31 @@ def test_every_family_gives_one_finite_vector_a_row(name: str, family_bases) -> 
     assert torch.isfinite(vectors).all()
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_several_layers_end_with_the_last_one(name: str, family_bases) -> None:
+    family = FAMILIES[name]
+    model = load(
+        family_bases(family), auto_class=family.auto_class, head=family.known, config=family.config
+    ).model.eval()
+    batch = {key: value for key, value in family.batch().items() if key != "labels"}
+    with torch.no_grad():
+        last, several = embed(model, batch), embed(model, batch, layers=2)
+    assert last is not None
+    assert several is not None
+    assert torch.isfinite(several).all()
+    torch.testing.assert_close(several[:, -last.shape[1] :], last)
+
+
+def test_layers_lie_side_by_side(tiny_bert: Path) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        states = model.bert(ids, output_hidden_states=True).hidden_states
+        found = embed(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, layers=2)
+    assert found is not None
+    torch.testing.assert_close(found, torch.cat([states[-2].mean(dim=1), states[-1].mean(dim=1)], dim=1))
+
+
 def test_padding_does_not_move_an_embedding(tiny_bert: Path) -> None:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -39,6 +39,7 @@ TEXT_CLASSIFICATION = TaskFacts(
     },
     weighs_classes=True,
     smooths_labels=True,
+    free_texts=("text", "text_pair"),
 )
 TOKEN_CLASSIFICATION = TaskFacts(
     name="token-classification",
@@ -75,6 +76,15 @@ TEXT_GENERATION = TaskFacts(
         "stop_strings": (str, list),
         "early_stopping": (bool, "never"),
     },
+    augmentation_fields={
+        "variants": (int,),
+        "random_deletion": (float,),
+        "synonym_replacement": (float,),
+        "synonyms": (str,),
+        "back_translation": (str,),
+    },
+    varied_texts=("prompt",),
+    free_texts=("text", "prompt", "completion"),
     loss_types=("sigmoid", "ipo"),
     starting_point=("Qwen/Qwen2.5-0.5B-Instruct", "data/train.txt"),
 )

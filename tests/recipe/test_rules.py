@@ -20,6 +20,7 @@ from lora_ft.recipe.read import _settle, read_recipe
 from lora_ft.recipe.reader import read_document
 from lora_ft.recipe.rules import RULES
 from lora_ft.recipe.sections import check_sections
+from tests.recipe.prepared_wrong import PREPARED_WRONG
 from tests.recipe.stub import (
     GOOD,
     TASKS,
@@ -255,6 +256,31 @@ BROKEN = [
         "training_args.label_smoothing_factor",
         "smoothing spreads one label over all, and this is a multi_label_classification. Leave it out",
     ),
+    # classes of unequal size
+    (
+        ["loss.focal_gamma=2", "model.problem_type=regression"],
+        "loss.focal_gamma",
+        "a regression has no classes that a focal loss is about. Leave it out",
+    ),
+    (
+        ["loss.class_weight=balanced", "balancing.strategy=oversample"],
+        "balancing.strategy",
+        "loss.class_weight is written too. Each makes up for the unequal classes, both together count the rare ones",
+    ),
+    (["balancing.ratio=0.5"], "balancing.ratio", "it has no effect without balancing.strategy. Write strategy: overs"),
+    (
+        ["balancing.strategy=balanced", "training_args.train_sampling_strategy=sequential"],
+        "training_args.train_sampling_strategy",
+        "balancing draws the rows anew in each epoch. Write group_by_length or random",
+    ),
+    (["decision.threshold=1.5"], "decision.threshold", "expected a number above 0 and below 1"),
+    (["decision.threshold={a: 1.5}"], "decision.threshold.a = 1.5", "expected a number above 0 and below 1"),
+    (["decision.threshold={}"], "decision.threshold", "no label has a threshold. Write 'tuned', a number, or a number"),
+    (
+        ["dataset.label_names=[pos, neg]", "decision.threshold={poz: 0.5}"],
+        "decision.threshold.poz = 0.5",
+        "dataset.label_names has no label 'poz'. Did you mean 'pos'?",
+    ),
 ]  # fmt: skip
 
 
@@ -288,6 +314,11 @@ def test_each_rule_is_broken_by_some_recipe(tmp_path: Path, machine: Path) -> No
         (chat, ["generation_config={do_sample: false, temperature: 0.5}"]),
         (chat, ["dataset.label_names=[a, b]"]),
         (tags, ["dataset.columns={tags: a, spans: b}"]),
+        *PREPARED_WRONG,
+        (chat, ["augmentation.variants=2"]),
+        (chat, ["augmentation.synonym_replacement=0.1"]),
+        (chat, ["augmentation.back_translation=translate"]),
+        (chat, ["dataset.columns={text: a}", "augmentation.random_deletion=0.1"]),
     ]
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text('{"model_type": "vit", "max_position_embeddings": 512}')
@@ -324,6 +355,8 @@ def test_each_rule_is_broken_by_some_recipe(tmp_path: Path, machine: Path) -> No
         ["dataset.columns.label=[label, stars]", "model.problem_type=multi_label_classification"],
         ["dataset.label_delimiter=;", "dataset.label_names=[a]"],
         ["dataset.label_names=[pos, neg]", "loss.class_weight={pos: 2.0, neg: 0}"],
+        ["loss={focal_gamma: 2.0, class_weight: balanced}", "decision.threshold=0.3"],
+        ["balancing={strategy: undersample, ratio: 0.5}", "loss.logit_adjustment=0"],
         ["dataset.columns={text: review, text_pair: pair, label: stars}", "model.problem_type=regression"],
         ["dataset={path: imdb, revision: v1, name: plain}"],
         ["training_args.num_train_epochs=0.5"],

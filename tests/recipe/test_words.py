@@ -11,11 +11,14 @@ import pytest
 
 from lora_ft.recipe import defaults, owned, upstream, words
 from lora_ft.recipe.schema import (
+    BalancingSection,
     DatasetSection,
+    DecisionSection,
     EarlyStoppingSection,
     LossSection,
     ModelSection,
     OptimizerSection,
+    PreparationSection,
     Recipe,
 )
 
@@ -23,7 +26,10 @@ ROOT = Path(__file__).parents[2]
 SECTIONS: dict[str, Any] = {
     "model": ModelSection,
     "dataset": DatasetSection,
+    "preparation": PreparationSection,
     "loss": LossSection,
+    "balancing": BalancingSection,
+    "decision": DecisionSection,
     "optimizer": OptimizerSection,
     "early_stopping": EarlyStoppingSection,
 }

@@ -15,13 +15,17 @@ import transformers
 
 from lora_ft.adapters.attach import attach
 from lora_ft.assemble.answer import answer, join_rows
-from lora_ft.assemble.encode import encode_rows, references_of
+from lora_ft.assemble.encode import RowEncoder, encode_rows, references_of
 from lora_ft.assemble.prepare import base_config, label_column
+from lora_ft.assemble.varied import with_variants
 from lora_ft.models.load import Base, load_base, load_processor
 from lora_ft.models.precision import plan_precision
 from lora_ft.models.resolve import resolve_base
+from lora_ft.recipe.schema import DatasetSection, ModelSection, Recipe
 from lora_ft.tasks.base import Task, load_task, task_names
 from lora_ft.tasks.parts.problem import Problem
+from lora_ft.train.gates_loss import check_start
+from lora_ft.train.supervision import check_ends, check_padding
 from tests.bases import make_base
 
 CASES = [(name, kind) for name in task_names() for kind in load_task(name).metrics]
@@ -59,6 +63,8 @@ VARIED = {
     "mask_feature_length": 2,
 }
 """A value for every key of every task's `augmentation` that surely changes a picture or a sound."""
+ENDING = ("text-generation", "text2text-generation", "preference-tuning")
+"""Tasks that write until an end token."""
 FP32 = plan_precision(device="cpu", dtype="float32")
 
 
@@ -77,7 +83,7 @@ class Built:
         self.count = len(self.features)
         self.folder = folder
         loaded = self.base()
-        self.head = loaded.head
+        self.head, self.new_head = loaded.head, loaded.new_head
         self.model = attach(loaded.model, PEFT, task_type=task.peft_task_type, head=loaded.head)
 
     def base(self) -> Base:
@@ -248,8 +254,8 @@ def same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> bool
 @pytest.fixture
 def varying(built: Built) -> Problem:
     """The problem of a task that varies its training rows, with all that can be varied."""
-    if not built.task.augmentation_fields:
-        pytest.skip("nothing is varied in this task")
+    if not built.task.augmentation_fields or "variants" in built.task.augmentation_fields:
+        pytest.skip("rows of this task are not varied as they are read")
     wild = {name: VARIED[name] for name in built.task.augmentation_fields}
     return replace(built.problem, augmentation=wild, seed=3)
 
@@ -290,6 +296,130 @@ def test_nothing_is_varied_outside_of_training(built: Built, varying: Problem) -
     built.model.eval()
     with torch.no_grad():
         assert torch.equal(*(built.probe(batch) for batch in batches))
+
+
+LEARNED = {
+    "text-classification": {
+        "single_label_classification": ("it works and i love it . [SEP] -> [[positive]]",),
+        "multi_label_classification": ("[[praise]]", "[[quality, service]]"),
+        "regression": ("[[5]]", "[[3.5]]"),
+    },
+    "audio-classification": ("sound of", "[["),
+    "image-classification": ("picture of 32 x 32 pixels", "apple", "pear"),
+    "object-detection": ("[[apple 2 2 20 44]] [[pear 24 8 22 36]]",),
+    "token-classification": ("phone [[B-product]] battery [[I-product]] broke", "one [[B-time]] week [[I-time]]"),
+    "question-answering": ("[[the battery]] broke", "[[one week]]", "-> [[no answer]]"),
+    "fill-mask": ("[MASK] [[", "works"),
+    "text-generation": {
+        "completion": ("is the pan good", "[[the pan is good and sturdy . <|endoftext|>]]"),
+        "chat": ("is the pan good", "[[the pan is good and sturdy . <|endoftext|>]]"),
+        "text": ("i[[love my pan", "<|endoftext|>"),
+    },
+    "text2text-generation": ("the pan is good", "[[good sturdy pan </s>]]"),
+    "automatic-speech-recognition": {"ctc": ("[[YES NO]]",), "seq2seq": ("yes no",)},
+    "preference-tuning": ("chosen: is the pan good", "[[the pan is good . <|endoftext|>]]\nrejected: "),
+}
+"""What a person must find in what is shown of a task's example rows."""
+
+
+def test_a_feature_is_shown_with_what_is_learned_of_it_marked(built: Built) -> None:
+    shown = [built.task.shown(built.features[index], built.problem) for index in range(built.count)]
+    assert all("[[" in one and "]]" in one for one in shown)
+    wanted: Any = LEARNED[built.task.name]
+    together = "\n".join(shown)
+    for text in wanted[built.kind] if isinstance(wanted, dict) else wanted:
+        assert text in together or (text == "sound of" and "spectrogram of" in together)
+
+
+def test_padding_is_never_learned_and_what_is_to_be_written_has_an_end(built: Built) -> None:
+    if not built.task.token_labels:
+        pytest.skip("no label for each token")
+    assert set(built.task.token_labels) <= set(built.features[0])
+    check_padding(built.features, task=built.task, problem=built.problem)
+    check_ends(built.features, task=built.task, problem=built.problem)
+    ends = built.task.end_tokens(built.problem)
+    assert bool(ends) == (built.task.name in ENDING and built.kind != "text")
+
+
+def test_a_healthy_base_begins_where_equal_probabilities_are(built: Built, caplog: pytest.LogCaptureFixture) -> None:
+    uniform = built.task.uniform_loss(built.problem)
+    check_start(float(built.loss(built.batch())), uniform=uniform, new_head=built.new_head)
+    assert not caplog.records
+
+
+@pytest.fixture
+def varied(built: Built, tmp_path: Path) -> tuple[Problem, Recipe]:
+    """The problem of a task whose rows get variants, with all ways that its rows survive, and a recipe beside files."""
+    task = built.task
+    if "variants" not in task.augmentation_fields or (task.varied_texts and not task.varied_columns(built.kind)):
+        pytest.skip("rows of this task get no variants")
+    (tmp_path / "words.tsv").write_text("bad\tpoor\ngood\tnice\nbroke\tfailed\nnever\thardly\n", encoding="utf-8")
+    (tmp_path / "lora_ft_contract_turned.py").write_text("def turn(texts):\n    return [t + ' again' for t in texts]\n")
+    wild: dict[str, Any] = {
+        "variants": 4, "random_deletion": 0.3, "random_swap": 0.3, "character_noise": 0.1, "synonym_replacement": 0.3,
+        "synonyms": str(tmp_path / "words.tsv"), "entity_swap": 1.0, "keep_words": [],
+        "back_translation": "lora_ft_contract_turned:turn",
+    }  # fmt: skip
+    assert set(task.augmentation_fields) <= set(wild), "a key that nothing here tries"
+    given = {name: wild[name] for name in task.augmentation_fields}
+    recipe = Recipe(tmp_path / "r.yaml", task.name, ModelSection("base"), {}, DatasetSection(), {}, {})
+    return replace(built.problem, augmentation=given, seed=3), recipe
+
+
+def test_variants_of_rows_are_rows_without_a_fault_that_give_a_finite_loss(
+    built: Built, varied: tuple[Problem, Recipe]
+) -> None:
+    problem, recipe = varied
+    rows, variants = with_variants(built.rows, task=built.task, problem=problem, recipe=recipe)
+    assert len(variants.sources) >= len(built.rows)
+    assert rows.features == built.rows.features
+    assert set(variants.ways) <= set(built.task.augmentation_fields)
+    own = [column.name for column in built.task.columns if column.target and column.name in rows.column_names]
+    for row, source in zip(list(rows)[len(built.rows) :], variants.sources, strict=True):
+        assert built.task.fault(row, labels=built.problem.labels) is None
+        if built.task.varied_texts:  # else labels move with their words, and the task's own tests say how
+            assert all(row[name] == built.rows[source][name] for name in own)
+    features = encode_rows(rows, task=built.task, problem=problem, training=True)
+    batch = built.task.collator(problem, training=True)([features[index] for index in range(len(features))])
+    assert torch.isfinite(built.loss(batch))
+
+
+def test_variants_follow_from_the_seed_and_other_features_from_no_augmentation(
+    built: Built, varied: tuple[Problem, Recipe]
+) -> None:
+    problem, recipe = varied
+    made = [with_variants(built.rows, task=built.task, problem=one, recipe=recipe) for one in (problem, problem)]
+    assert list(made[0][0]) == list(made[1][0])
+    assert made[0][1] == made[1][1]
+    other = with_variants(built.rows, task=built.task, problem=replace(problem, seed=4), recipe=recipe)
+    assert list(made[0][0]) != list(other[0])
+    plain, wild = (encode_rows(built.rows, task=built.task, problem=one) for one in (built.problem, problem))
+    assert same(list(plain), list(wild))
+
+
+def test_what_is_perceived_of_a_row_is_what_is_encoded_of_it(built: Built, varying: Problem) -> None:
+    for number in range(built.count):
+        encoder = RowEncoder(built.task, varying, training=True)
+        row, seeded = built.rows[number], encoder.problem_at(number, epoch=1)
+        perceived = built.task.perceived(row, seeded, training=True)
+        made = encoder(built.rows[number : number + 1], index=number, epoch=1)
+        if "pixel_values" in made:
+            settings, pixels = built.problem.processor.to_dict(), np.asarray(made["pixel_values"][0])
+            mean, std = (np.reshape(settings[name], (-1, 1, 1)) for name in ("image_mean", "image_std"))
+            seen = np.asarray(perceived).transpose(2, 0, 1) / 255
+            off = np.abs((seen - mean) / std - pixels).max(axis=0) > 0.02
+            boxes = sum(2 * (w + h) * max(pixels.shape) + 8 for _, _, w, h in made.get("boxes", [[]])[0])
+            assert off.sum() <= boxes  # all but the lines of the boxes
+        else:
+            extractor = built.problem.processor
+            extractor = extractor if "feature_extractor" not in vars(extractor) else extractor.feature_extractor
+            samples, rate = perceived
+            name = extractor.model_input_names[0]
+            heard = extractor(samples, sampling_rate=rate, return_tensors="np")[name][0]
+            assert heard.shape == np.asarray(made[name][0]).shape
+            assert np.allclose(heard, made[name][0], atol=1e-4)
+        plain = built.task.perceived(row, built.problem)
+        assert np.asarray(plain[0] if isinstance(plain, tuple) else plain).size
 
 
 def test_the_facts_of_a_task_name_its_columns_and_metrics(built: Built) -> None:

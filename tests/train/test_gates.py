@@ -71,6 +71,24 @@ def test_a_gradient_that_stays_zero_stops_the_run() -> None:
             step(gate, model, optimizer)
 
 
+def test_steps_that_float16_skips_are_no_proof() -> None:
+    class Overflowing(Pair):
+        scale = float("inf")
+
+        def forward(self) -> torch.Tensor:
+            return (self.lora_A * self.lora_B).sum() + self.scale * self.lora_B.sum()
+
+    model, gate = Overflowing(), GradientGate()
+    optimizer = torch.optim.SGD([model.lora_A, model.lora_B], lr=0.1)
+    for index in range(8):
+        model.scale = float("inf") if index < 4 else 1.0
+        optimizer.zero_grad()
+        model().backward()
+        gate.on_pre_optimizer_step(ARGS, None, None, model=model, optimizer=optimizer)
+        if index >= 4:  # what a GradScaler does
+            optimizer.step()
+
+
 def test_steps_that_cannot_teach_every_tensor_are_no_proof() -> None:
     class Seldom(Pair):
         taught = False

@@ -106,6 +106,23 @@ def test_an_adapter_that_is_there_is_not_overwritten_without_being_told(
         train(recipe, RunOptions())
 
 
+def test_what_does_not_verify_never_takes_the_place_of_an_adapter(
+    trained: tuple[TrainResult, dict[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _, _ = trained
+    before = digests(result.folder)
+
+    def refuse(folder: Path) -> None:
+        assert folder != result.folder, "it was verified after it took the place of the other"
+        raise AdapterRefused("not what was meant")
+
+    monkeypatch.setattr("lora_ft.train.save.verify_files", refuse)
+    short = read(result.folder / "recipe.yaml", "training_args.num_train_epochs=1")
+    with pytest.raises(AdapterRefused, match="not what was meant"):
+        train(short, RunOptions(overwrite=True))
+    assert digests(result.folder) == before
+
+
 def test_another_base_of_the_same_shape_is_refused(
     trained: tuple[TrainResult, dict[str, str], Path], tmp_path: Path
 ) -> None:

@@ -85,6 +85,45 @@ def test_boxes_on_two_processes_teach_as_on_one_also_where_one_has_more_of_them(
         assert two[key] == pytest.approx(tensor, abs=1e-5), key
 
 
+SHORT_OF_MEMORY = """
+import os, sys
+from pathlib import Path
+import torch
+from lora_ft.errors import GateError
+from lora_ft.tasks.text_classification import TextClassification
+from lora_ft.train.run import RunOptions, train
+from tests.toy import read
+
+whole, rank = TextClassification.forward, os.environ["RANK"]
+
+def forward(task, model, batch, problem):
+    if rank == "1" and model.training and len(batch["input_ids"]) > 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return whole(task, model, batch, problem)
+
+TextClassification.forward = forward
+try:
+    train(read(Path(sys.argv[1])), RunOptions())
+except GateError as error:
+    print(f"rank {rank}: {error}", flush=True)
+"""
+
+
+def test_memory_that_one_process_alone_is_short_of_ends_all_of_them_with_one_proposal(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert, training_args={"per_device_train_batch_size": 4})
+    script = tmp_path / "short.py"
+    script.write_text(SHORT_OF_MEMORY, encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU), str(script), str(recipe)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"rank {rank}: memory: the longest batch of the run, 4 rows" in done.stdout
+    proposal = "per_device_train_batch_size: 2 and training_args.gradient_accumulation_steps: 2 (tried: it fits, and a"
+    assert done.stdout.count(f"{proposal} step still learns of 8 rows)") == 2
+
+
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_noticed(tmp_path: Path, tiny_bert: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_bert)
     silent = launch(recipe, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")

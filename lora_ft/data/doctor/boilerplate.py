@@ -37,6 +37,8 @@ class BoilerplateCheck:
         distinct: A split -> positions of its rows that are no exact duplicates; a duplicate repeats all its sentences.
     """
 
+    NAMES = ("boilerplate",)
+
     def __init__(self, again: Callable[[], Iterable[Batch]], distinct: Callable[[str], set[int]]) -> None:
         self.again = again
         self.distinct = distinct

@@ -77,6 +77,9 @@ class DuplicateCheck:
         without: Names of findings that somebody else has told already.
     """
 
+    NEAR = ("near-duplicates", "near-leakage")
+    NAMES = ("exact-duplicates", "exact-leakage", *NEAR, "conflicting-labels")
+
     def __init__(self, fetch: Fetch | None, *, without: Sequence[str] = ()) -> None:
         self.fetch = fetch
         self.without = frozenset(without)
@@ -154,7 +157,7 @@ class DuplicateCheck:
                     continue
                 others = [(self.splits[split_of[one]], int(position[one])) for one in like[rows]]
                 differ = int(((target[rows] != target[like[rows]]) & (target[rows] >= 0)).sum())
-                name = ("near-" if near else "exact-") + ("leakage" if across else "duplicates")
+                name = self.NAMES[2 * near + across]
                 told, remedy, severity = _words(split, len(rows), of=of, near=near, across=across)
                 told += f"; {differ} of them under another label" if differ and near else ""
                 found.append(
@@ -259,5 +262,7 @@ def _words(split: str, count: int, *, of: int, near: bool, across: bool) -> tupl
         )
         return told, remedy, "warning"
     told = f"have {how} an earlier row of the split"
-    remedy = "Keep one of each: a text that occurs often weighs as often in loss and metrics"
+    remedy = (
+        "Keep one of each (`preparation.deduplicate`): a text that occurs often weighs as often in loss and metrics"
+    )
     return told, remedy, "warning" if count >= MANY * of else "note"

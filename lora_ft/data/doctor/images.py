@@ -25,6 +25,8 @@ HASH_SIDE = 8
 ALIKE_BITS = 3
 """Of 200 photographs 195 differ in at most 3 of 64 bits when scaled and compressed again; no two different ones in
 fewer than 9. More than 3 could fall into all four quarters, see `alike_before`."""
+SAME_FILE = ("duplicate-images", "duplicate-images-leakage")
+SAME_LOOK = ("look-alike-images", "look-alike-images-leakage")
 FLAT = 4.0
 """A picture whose grey values differ by less has no hash worth comparing, 0 to 255."""
 
@@ -107,19 +109,19 @@ class ImageCheck:
         same = like != np.arange(len(exact))
         near = alike_before(np.array(self.seen, dtype=np.uint64), ~same)
         found = []
-        for name, other in (("duplicate", like), ("look-alike", near)):
+        for names, other in ((SAME_FILE, like), (SAME_LOOK, near)):
             mine = other != np.arange(len(exact))
             for number, split in enumerate(self.splits):
-                found += self._told(name, split, np.flatnonzero(mine & (np.array(self.split_of) == number)), other)
+                found += self._told(names, split, np.flatnonzero(mine & (np.array(self.split_of) == number)), other)
         return found
 
-    def _told(self, name: str, split: str, rows: Rows, like: Rows) -> list[Finding]:
+    def _told(self, names: tuple[str, str], split: str, rows: Rows, like: Rows) -> list[Finding]:
         position, split_of = np.array(self.position), np.array(self.split_of)
         across = split_of[like[rows]] != self.splits.index(split)
-        how = "are the same file as" if name == "duplicate" else "look the same as"
+        how = "are the same file as" if names == SAME_FILE else "look the same as"
         kinds = (
-            (f"{name}-images", rows[~across], "an earlier image of the split", "Keep one of each"),
-            (f"{name}-images-leakage", rows[across], "an image of an earlier split",
+            (names[0], rows[~across], "an earlier image of the split", "Keep one of each"),
+            (names[1], rows[across], "an image of an earlier split",
              f"Take them out of {split}, or its metrics look too good"),
         )  # fmt: skip
         found = []

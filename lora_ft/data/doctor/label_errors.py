@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 FOLDS = 5
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-"""scikit-learn's C: few rows would be learned by heart at 1, many would be learned badly at 0.001."""
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""scikit-learn's C: few rows would be learned by heart at 0.1, many would be learned badly at 0.00001."""
 MOST_TRIED = 4_000
 MOST_STEPS = 300
 

@@ -41,7 +41,7 @@ class LabelCheck:
 
     Args:
         known: The labels of the recipe (`dataset.label_names`); None: those of the training rows.
-        weighs: Whether the task knows `loss.class_weight`, and the recipe does not use it yet.
+        weighs: Whether the task knows `loss.class_weight`, and the recipe does nothing of its kind yet.
         one_each: Whether each row has exactly one label.
         without: Names of findings that somebody else has told already.
     """
@@ -120,7 +120,8 @@ class LabelCheck:
             return []
         told = f"have the label {most!r}, {many / few:.1f} times as many as {least!r} ({few})"
         remedy = (
-            "Write `loss.class_weight: balanced`, and judge by `training_args.metric_for_best_model: f1`"
+            "Write `loss.class_weight: balanced` (or `balancing.strategy: oversample`), for two classes or several "
+            "labels a row also `decision.threshold: tuned`. Judge by `training_args.metric_for_best_model: f1_macro`"
             if self.weighs
             else "Judge by a macro F1, not by accuracy; add rows of the small labels"
         )

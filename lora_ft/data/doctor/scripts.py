@@ -56,6 +56,8 @@ def main_script(text: str) -> int:
 class ScriptCheck:
     """Keeps one byte for each row: its main script."""
 
+    NAMES = ("unexpected-script", "mixed-script-words")
+
     def __init__(self) -> None:
         self.scripts: dict[str, array[int]] = {}
         self.rows: dict[str, array[int]] = {}

@@ -42,8 +42,12 @@ class SoundCheck:
         self.rates: dict[str, array[int]] = {}
         self.looked: dict[str, int] = {}
 
-    def add(self, split: str, row: int, value: Mapping[str, Any]) -> None:
-        """Looks at the sound of one row, a quarter of a million samples at a time."""
+    def add(self, split: str, row: int, value: Mapping[str, Any]) -> float | None:
+        """Looks at the sound of one row, a quarter of a million samples at a time.
+
+        Returns:
+            How long it is, in seconds; None where it cannot be read.
+        """
         self.looked[split] = self.looked.get(split, 0) + 1
         peak, loud, samples, width = 0.0, 0, 0, 1
         try:
@@ -56,7 +60,7 @@ class SoundCheck:
                     samples += len(block)
         except (OSError, soundfile.LibsndfileError):
             self._mark("unreadable-sounds", split, row)
-            return
+            return None
         if peak < SILENT:
             self._mark("silent-sounds", split, row)
         if samples and loud > CLIPPED * samples * width:
@@ -64,6 +68,7 @@ class SoundCheck:
         self.position.setdefault(split, array("q")).append(row)
         self.seconds.setdefault(split, array("f")).append(samples / rate)
         self.rates.setdefault(split, array("i")).append(rate)
+        return float(samples / rate)
 
     def _mark(self, name: str, split: str, row: int) -> None:
         self.faults.setdefault((name, split), array("q")).append(row)

@@ -7,7 +7,7 @@ One row: {"text": "Broke after a week.", "label": "negative"} -> texts {"text": 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ class Batch:
         inputs: For each row all that a model is given of it, as one text; where a task has no inputs, all its texts.
         targets: For each row what is to be learned, as a text to compare; None where that is nothing to compare.
         labels: For each row its labels, or the types of its entities; empty where there are none.
+        raw: Column -> values as the rows have them, of the text columns and of what is to be learned.
     """
 
     split: str
@@ -46,6 +47,7 @@ class Batch:
     inputs: Sequence[str]
     targets: Sequence[str | None]
     labels: Sequence[Sequence[str]]
+    raw: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Check(Protocol):
@@ -99,7 +101,8 @@ def each_batch(
             parts = [read[name] for name in read if name in given]
             inputs = parts[0] if len(parts) == 1 else [JOINT.join(row) for row in zip(*parts, strict=True)]
             targets = [target_of(value) for value in rows[target.name]] if target else [NO_TARGET] * size
-            yield Batch(split, start, read, inputs, [key for key, _ in targets], [names for _, names in targets])
+            keys, labels = [key for key, _ in targets], [names for _, names in targets]
+            yield Batch(split, start, read, inputs, keys, labels, rows)
             if advance is not None:
                 advance(size)
 

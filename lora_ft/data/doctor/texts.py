@@ -127,7 +127,7 @@ FAULTS = (
     ),
     TextFault(
         "mojibake", "were read in a wrong encoding somewhere (cafÃ© for café)",
-        "Write the source as UTF-8 again, or mend the file with `ftfy FILE`", is_mojibake, quick=False,
+        "Write `preparation.fix_encoding: true`, or the source as UTF-8 again", is_mojibake, quick=False,
     ),
     TextFault(
         "control-characters", "have control characters",
@@ -140,7 +140,7 @@ FAULTS = (
     ),
     TextFault(
         "left-over-html", "have tags or entities of HTML",
-        "Take the tags out and decode the entities (`html.unescape`)",
+        "Write `preparation.strip_html: true`: tags go, entities are decoded",
         has_html,
     ),
     TextFault(

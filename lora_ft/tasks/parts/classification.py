@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_ft.tasks.parts.class_loss import row_losses
 from lora_ft.tasks.parts.label_names import label_fields
 from lora_ft.tasks.parts.problem import Problem
+from lora_ft.tasks.parts.thresholds import KEY, TUNED, known_thresholds, tuned_thresholds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +41,13 @@ def classification_config(problem: Problem) -> dict[str, Any]:
     if problem.problem_type == REGRESSION:
         return {"num_labels": 1, "problem_type": REGRESSION}
     return {**label_fields(problem.labels), "problem_type": problem.problem_type}
+
+
+def uniform_loss(problem: Problem) -> float | None:
+    """The loss of equal probabilities; None for numbers, and where the recipe's loss is not plain cross-entropy."""
+    if problem.problem_type == REGRESSION or problem.loss:
+        return None
+    return math.log(2 if problem.problem_type == MULTI else len(problem.labels))
 
 
 def encode_labels(values: Sequence[Any], problem: Problem) -> list[Any]:
@@ -73,7 +82,7 @@ def classification_loss(
     Args:
         logits: `(rows, labels)`.
         labels: As `label_tensor` makes them.
-        problem: Its problem type chooses the loss.
+        problem: Its problem type chooses the loss, and its `loss` what that weighs; see `row_losses`.
         items: What the sum is divided by.
         class_weight: Weight of each class; for several labels a row, of each positive.
         label_smoothing: For one label a row.
@@ -82,18 +91,25 @@ def classification_loss(
     import torch.nn.functional as F  # noqa: N812
 
     logits = logits.float()
+    if problem.problem_type == REGRESSION:
+        return F.mse_loss(logits.squeeze(-1), labels, reduction="sum") / items
     weight = torch.tensor(class_weight, device=logits.device) if class_weight is not None else None
-    if problem.problem_type == SINGLE:
-        rows = F.cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing, reduction="none")
-    elif problem.problem_type == MULTI:
-        rows = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
-    else:
-        rows = F.mse_loss(logits.squeeze(-1), labels, reduction="none")
+    rows = row_losses(
+        logits,
+        labels,
+        several=problem.problem_type == MULTI,
+        weight=weight,
+        label_smoothing=label_smoothing,
+        settings=problem.loss,
+    )
     return rows.sum() / items
 
 
 def decode_classes(logits: np.ndarray, problem: Problem) -> list[dict[str, Any]]:
-    """Logits `(rows, labels)` -> one prediction a row; scores are softmax or sigmoid probabilities."""
+    """Logits `(rows, labels)` -> one prediction a row; scores are softmax or sigmoid probabilities.
+
+    The likeliest class, or each label from 0.5 on; `decided` applies other thresholds.
+    """
     import numpy as np
     from scipy.special import expit, softmax
 
@@ -117,6 +133,34 @@ def decode_classes(logits: np.ndarray, problem: Problem) -> list[dict[str, Any]]
         }
         for row in softmax(values, axis=-1)
     ]
+
+
+def decided(prediction: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    """A prediction of `decode_classes` by the thresholds in the settings, if there are any; its scores stay.
+
+    Of two classes the one with a threshold is predicted from it on, and the other one below.
+    """
+    thresholds = known_thresholds(problem.settings)
+    if not thresholds or problem.problem_type == REGRESSION:
+        return dict(prediction)
+    scores = prediction["scores"]
+    if problem.problem_type == MULTI:
+        chosen = [label for label, score in scores.items() if score >= thresholds.get(label, MULTI_LABEL_THRESHOLD)]
+        return {**prediction, "labels": chosen}
+    ((own, threshold),) = thresholds.items()
+    (other,) = (label for label in problem.labels if label != own)
+    label = own if scores[own] >= threshold else other
+    return {**prediction, "label": label, "score": scores[label]}
+
+
+def tune_thresholds(
+    predictions: Sequence[dict[str, Any]], references: Sequence[Any], problem: Problem
+) -> dict[str, Any]:
+    """See `Task.tune`: the thresholds of labels, where the recipe wants them tuned."""
+    if problem.settings.get(KEY) != TUNED:
+        return {}
+    several = problem.problem_type == MULTI
+    return {KEY: tuned_thresholds(predictions, references, labels=problem.labels, several=several)}
 
 
 def classification_scorer(

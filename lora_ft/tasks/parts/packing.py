@@ -121,7 +121,8 @@ def prove_isolation(model: Any, *, vocabulary: int) -> None:
     if float((before - after).abs().max()) > allowed or not _near(before, alone, allowed):
         raise ModelError(
             "processor.packing: in this base the sequences of a packed row see each other: changing the first one "
-            "moved the answers to the second. Leave packing out; rows of like length share a batch anyway"
+            "moved the answers to the second. Leave packing out; rows of like length share a batch anyway "
+            "(gate packed-isolation; checks: {packed-isolation: false} turns it off)"
         )
     _PROVEN.add(model)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Rows = Mapping[str, Sequence[Any]]
 """A batch of rows, column by column, under our column names, values as `lora_ft.data.kinds` makes them."""
@@ -13,6 +16,9 @@ Features = dict[str, list[Any]]
 """A batch of features, column by column; always with `length` and `truncated`, see `Task.encode`."""
 
 Parts = Sequence[Any]
+
+Variation = Callable[[Mapping[str, Any], "np.random.Generator"], dict[str, Any]]
+"""What makes a variant of a training row; see `Task.variations`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Problem:
         augmentation: The recipe's `augmentation` section; empty outside of training.
         preparation: What is done to texts before they are encoded; saved in the manifest.
         loss: The recipe's `loss` section, as far as the task itself reads it.
+        checks_off: Gates that the recipe turns off.
         seed: Seed of everything random in `encode` and `collator`.
     """
 
@@ -39,6 +46,7 @@ class Problem:
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     preparation: Mapping[str, Any] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
+    checks_off: frozenset[str] = frozenset()
     seed: int = 0
 
 

@@ -103,8 +103,10 @@ def clean_rows(seed: int = 0) -> Seeded:
     """Rows without a defect, half of each label; some with accents, quotes, numbers and signs, which are none."""
     rng = random.Random(seed)
     harmless = (
-        "Le café était fermé, mais la théière de ma sœur est très jolie.", "Costs £20 (20 % less) & ships in 3 days.",
-        "5 < 7 and 9 > 4, said the manual of my uncle.", "Größe 42 passt, die Nähte sind überall sauber.",
+        "The café was fermé, but the théière of my sœur is still très jolie and pours well.",
+        "Costs £20 (20 % less) & ships in 3 days.",
+        "5 < 7 and 9 > 4, said the manual of my uncle.",
+        "The size (Größe 42) fits well, and the Nähte, as my uncle calls the seams, are clean.",
         "“Quoted”, with an em dash — and an ellipsis…", "Battery: 3,000 mAh; 12 µm film; 20 °C at most.",
         "Great value 👍👍 for a family of five, says my cousin!",
         "It\u2019s the neighbour\u2019s, isn\u2019t it? Sooo good!!!",
@@ -144,6 +146,11 @@ def seeded_rows(seed: int = 0) -> Seeded:
         "unexpected-script": [
             lambda _: "Отличная книга, советую всем друзьям", lambda _: "这本书非常好看我很喜欢",
             lambda _: "この本はとても面白かったです", lambda _: "كتاب رائع جدا أنصح به",
+        ],
+        "unexpected-language": [
+            lambda _: "La instalación del producto fue bastante simple, la configuración y operación también lo son.",
+            lambda _: "Der Griff ist nach zwei Tagen abgebrochen und niemand hat auf meine Briefe geantwortet.",
+            lambda _: "La poignée s'est cassée au bout de deux jours et personne n'a répondu à mes lettres.",
         ],
         "mixed-script-words": [lambda t: t.replace("a", "\u0430", 1), lambda t: t.replace("o", "\u043e", 2)],
         "very-long-texts": [lambda _: " ".join(fresh() for _ in range(30))],

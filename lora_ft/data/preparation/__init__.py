@@ -1,0 +1,1 @@
+"""Texts and rows made ready for learning, a file for each family of steps."""
