@@ -66,6 +66,15 @@ def test_the_loud_word_folds_and_is_no_wider_than_the_terminal(printed: Callable
     assert "learned: false" in " ".join(lines)
 
 
+def test_the_loud_word_says_what_the_gap_says_to_change(printed: Callable[..., str]) -> None:
+    manifest = read_manifest(GOLDEN)
+    change = "loss.class_weight: balanced"
+    told = replace(manifest, run={**manifest.run, "gap": {"change": change}})
+    with_gap, without = (TrainResult(LONG, one, {}, {}, False, "f1", 1.0, "a text") for one in (told, manifest))
+    assert f"First change: {change}" in printed(not_learned(with_gap), width=100)
+    assert "First change" not in printed(not_learned(without), width=100)
+
+
 def test_list_names_run_folders_and_prints_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
