@@ -74,11 +74,12 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
-def test_no_committed_file_names_a_path_of_one_machine() -> None:
+def test_no_committed_file_names_a_path_of_one_machine_or_the_host_of_a_registry() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
-    pattern = re.compile(r"/(home|root|work)/[A-Za-z.]|/(tmp|var)/[a-z_]*jobs")
+    registries = "|".join(("py" + r"pi\.org", r"pythonhosted" + r"\.org", "npm" + r"js\.(org|com)"))
+    pattern = re.compile(r"/(home|root|work)/[A-Za-z.]|/(tmp|var)/[a-z_]*jobs|" + registries)
     for name in listed.stdout.splitlines():
         path = ROOT / name
         if path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".csv") and path.is_file():

@@ -151,7 +151,10 @@ class GeneratedText(evaluate.Metric):  # type: ignore[misc]
             citation=CITATION,
             inputs_description=INPUTS,
             features=datasets.Features({"predictions": text, "references": text}),
-            reference_urls=["https://github.com/mjpost/sacrebleu", "https://pypi.org/project/rouge-score/"],
+            reference_urls=[
+                "https://github.com/mjpost/sacrebleu",
+                "https://github.com/google-research/google-research/tree/master/rouge",
+            ],
         )
 
     def _compute(
