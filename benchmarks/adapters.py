@@ -54,8 +54,7 @@ def train_one(base: str, folder: Path) -> Path:
     """A few steps on reviews of one word each; gives the adapter folder."""
     import csv
 
-    from lora_ft.recipe.read import read_recipe
-    from lora_ft.tasks.base import load_task, task_names
+    from lora_ft.cli.environment import read_checked
     from lora_ft.train.run import RunOptions, train
 
     folder.mkdir(parents=True)
@@ -73,9 +72,7 @@ def train_one(base: str, folder: Path) -> Path:
     }
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps(content), encoding="utf-8")
-    return train(
-        read_recipe(recipe, tasks={name: load_task(name).facts() for name in task_names()}), RunOptions()
-    ).folder
+    return train(read_checked(recipe, ()), RunOptions()).folder
 
 
 def medians(contenders: Mapping[str, Callable[[], None]], *, rounds: int) -> dict[str, float]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contender import run
-from benchmarks.reviews import ROOT, domains, write_domain
+from benchmarks.real_data import ROOT
+from benchmarks.reviews import domains, write_domain
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 CHANCE = 0.55

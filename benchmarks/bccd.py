@@ -26,9 +26,8 @@ from benchmarks.speech import loss_before
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.prepare import prepare
 from lora_ft.assemble.saved import OpenOptions, open_adapter
-from lora_ft.recipe.read import read_recipe
+from lora_ft.cli.environment import read_checked
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import load_task, task_names
 from lora_ft.train.run import RunOptions, train
 
 HEIGHT, WIDTH, PATCH = 96, 128, 16
@@ -68,7 +67,7 @@ def write_recipe(folder: Path, *, base: Path, files: Mapping[str, str], override
     }
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return read_recipe(file, overrides=overrides, tasks={name: load_task(name).facts() for name in task_names()})
+    return read_checked(file, overrides)
 
 
 def write_few(source: Path, folder: Path, *, count: int) -> dict[str, str]:

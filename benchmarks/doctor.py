@@ -7,7 +7,6 @@ Needs the reviews of `benchmarks/reviews.py`; skips with a reason where they are
 from __future__ import annotations
 
 import csv
-import gzip
 import random
 import sys
 import tempfile
@@ -16,16 +15,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.reviews import LABELS, data_folder
+from benchmarks.real_data import ROOT
+from benchmarks.reviews import reviews, write_rows
 from lora_ft.assemble.examined import examine
 from lora_ft.assemble.examined_short import examined_in_short
 from lora_ft.assemble.prepare import prepare
 from lora_ft.assemble.suspected import label_suspects
-from lora_ft.recipe.read import read_recipe
+from lora_ft.cli.environment import read_checked
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import load_task, task_names
 
-ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "text-classification" / "minilm-shop_reviews-lora.yaml"
 SHOP = ROOT / "recipes" / "data" / "shop_reviews" / "train.csv"
 FLIPPED = 0.1
@@ -35,33 +33,21 @@ OTHER = {"negative": "positive", "positive": "negative"}
 Rows = Sequence[tuple[str, str]]
 
 
-def reviews(split: str, *, domain: str | None = None) -> Rows:
+def labelled(split: str, *, domain: str | None = None) -> Rows:
     """Text and label of all domains, or of one; empty texts included, which the doctor has to find."""
-    with gzip.open(data_folder() / f"{split}.csv.gz", "rt", encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream)
-        return [(row["text"], LABELS[row["label"]]) for row in rows if domain in (None, row["domain"])]
-
-
-def write(file: Path, rows: Rows) -> Path:
-    """A CSV with the columns `text` and `label`."""
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["text", "label"])
-        writer.writerows(rows)
-    return file
+    return [(row["text"], row["label"]) for row in reviews(split) if domain in (None, row["domain"])]
 
 
 def recipe(folder: Path, **splits: Rows) -> Recipe:
     """The demo's recipe on other rows."""
-    files = {split: str(write(folder / f"{split}.csv", rows)) for split, rows in splits.items()}
+    files = {split: str(write_rows(folder / f"{split}.csv", rows)) for split, rows in splits.items()}
     said = ", ".join(f"{split}: {file}" for split, file in files.items())
-    facts = {name: load_task(name).facts() for name in task_names()}
-    return read_recipe(RECIPE, overrides=(f"dataset.data_files={{{said}}}",), tasks=facts)
+    return read_checked(RECIPE, [f"dataset.data_files={{{said}}}"])
 
 
 def all_reviews(folder: Path) -> None:
     """What is found in the reviews of all domains, and the seconds of the whole and of the short look."""
-    train, dev = reviews("train"), reviews("dev")
+    train, dev = labelled("train"), labelled("dev")
     asked = recipe(folder, train=train, validation=dev)
     found = examine(asked)
     print(f"fdu_mtl: {len(train)} train and {len(dev)} dev rows: {found.seconds:.1f} s, files read, base not loaded")
@@ -112,7 +98,7 @@ def main() -> None:
         with SHOP.open(encoding="utf-8", newline="") as stream:
             shop = [(row["text"], row["label"]) for row in csv.DictReader(stream)]
         flipped("shop_reviews", shop, folder)
-        flipped("fdu_mtl books", [row for row in reviews("train", domain="books") if row[0].strip()], folder)
+        flipped("fdu_mtl books", [row for row in labelled("train", domain="books") if row[0].strip()], folder)
 
 
 if __name__ == "__main__":

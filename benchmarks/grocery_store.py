@@ -101,10 +101,9 @@ def probe(recipe_file: str) -> dict[str, Any]:
 
     from lora_ft.assemble.encode import encode_rows, references_of
     from lora_ft.assemble.prepare import prepare
-    from lora_ft.recipe.read import read_recipe
-    from lora_ft.tasks.base import load_task, task_names
+    from lora_ft.cli.environment import read_checked
 
-    recipe = read_recipe(Path(recipe_file), tasks={name: load_task(name).facts() for name in task_names()})
+    recipe = read_checked(Path(recipe_file), ())
     prepared = prepare(recipe)
     task, problem = prepared.task, prepared.problem
     base = transformers.AutoModel.from_pretrained(prepared.base.folder).eval()

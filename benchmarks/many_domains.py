@@ -11,8 +11,6 @@ for one epoch (`--pooled`; trained if the folder is not there), and the router, 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,8 @@ from typing import Any
 import datasets
 
 from benchmarks.contender import run
-from benchmarks.reviews import LABELS, ROOT, data_folder
+from benchmarks.real_data import ROOT
+from benchmarks.reviews import LABELS, reviews, write_rows
 from lora_ft.adapters.pool_folder import read_pool
 from lora_ft.assemble.pooled import open_pool
 from lora_ft.assemble.router import make_router
@@ -31,10 +30,9 @@ from lora_ft.assemble.saved import OpenOptions, open_adapter
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def reviews(split: str) -> list[dict[str, str]]:
+def written(split: str) -> list[dict[str, str]]:
     """All reviews of a split, but for empty ones."""
-    with gzip.open(data_folder() / f"{split}.csv.gz", "rt", encoding="utf-8", newline="") as stream:
-        return [{**row, "label": LABELS[row["label"]]} for row in csv.DictReader(stream) if row["text"].strip()]
+    return [row for row in reviews(split) if row["text"].strip()]
 
 
 def train_pooled(folder: Path) -> None:
@@ -42,11 +40,8 @@ def train_pooled(folder: Path) -> None:
     folder.mkdir(parents=True)
     files = []
     for split in ("train", "dev"):
-        files.append(folder / f"{split}.csv")
-        with files[-1].open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["text", "label"])
-            writer.writerows((row["text"], row["label"]) for row in reviews(split))
+        rows = ((row["text"], row["label"]) for row in written(split))
+        files.append(write_rows(folder / f"{split}.csv", rows))
     arguments = [*map(str, files), "--base", BASE, "--output", str(folder / "run")]
     run(["benchmarks.our_run", *arguments, "training_args.num_train_epochs=1"])
 
@@ -76,7 +71,7 @@ def main() -> None:
         raise SystemExit(f"no adapters at {options.adapters}: python -m benchmarks.all_domains trains them")
     if not options.pooled.is_dir():
         train_pooled(options.pooled)
-    rows = reviews("dev")
+    rows = written("dev")
     random.Random(0).shuffle(rows)
     texts = [{"text": row["text"]} for row in rows]
 

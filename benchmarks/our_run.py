@@ -13,8 +13,7 @@ import logging
 from pathlib import Path
 
 from benchmarks.contender import peak_mb
-from lora_ft.recipe.read import read_recipe
-from lora_ft.tasks.base import load_task, task_names
+from lora_ft.cli.environment import read_checked
 from lora_ft.train.run import RunOptions, train
 
 RECIPE = """task: text-classification
@@ -47,9 +46,7 @@ def main() -> None:
     }
     base = json.dumps(str(Path(options.base).resolve()) if Path(options.base).is_dir() else options.base)
     file.write_text(RECIPE.format(base=base, output=json.dumps(str(folder.resolve())), **quoted), encoding="utf-8")
-    recipe = read_recipe(
-        file, overrides=options.overrides, tasks={name: load_task(name).facts() for name in task_names()}
-    )
+    recipe = read_checked(file, options.overrides)
     result = train(recipe, RunOptions(overwrite=True))
     scores = result.metrics["validation"]
     print(

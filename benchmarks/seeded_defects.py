@@ -7,9 +7,6 @@ At the end the clean parts of real data, where they are there (see `benchmarks/r
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 import tarfile
 import tempfile
@@ -20,6 +17,7 @@ from typing import Any
 
 from benchmarks.doctor import recipe
 from benchmarks.real_data import real_data
+from benchmarks.reviews import reviews
 from lora_ft.assemble.examined import examine
 from lora_ft.data.doctor.boxes import BoxCheck
 from lora_ft.data.doctor.contexts import ContextCheck
@@ -166,8 +164,7 @@ def real_texts() -> None:
 
 
 def real_languages() -> None:
-    with gzip.open(real_data("fdu_mtl") / "train.csv.gz", "rb") as stream:
-        rows = [row["text"] for row in csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))]
+    rows = [row["text"] for row in reviews("train")]
     check = LanguageCheck({"train": len(rows)})
     check.add(Batch("train", 0, {"text": rows}, rows, [None] * len(rows), [[]] * len(rows)))
     found = check.findings()

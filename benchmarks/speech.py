@@ -27,9 +27,8 @@ from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import build
 from lora_ft.assemble.prepare import prepare
 from lora_ft.assemble.saved import OpenOptions, open_adapter
-from lora_ft.recipe.read import read_recipe
+from lora_ft.cli.environment import read_checked
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import load_task, task_names
 from lora_ft.train.arguments import planned_steps, training_arguments
 from lora_ft.train.measure import measure, splits_to_measure
 from lora_ft.train.run import RunOptions, train
@@ -107,7 +106,7 @@ def recipe_of(run: Run, folder: Path, overrides: Sequence[str]) -> Recipe:
     }  # fmt: skip
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return read_recipe(file, overrides=overrides, tasks={name: load_task(name).facts() for name in task_names()})
+    return read_checked(file, overrides)
 
 
 def loss_before(recipe: Recipe) -> float:

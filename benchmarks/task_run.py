@@ -19,10 +19,9 @@ import transformers
 
 from benchmarks.contender import peak_mb
 from lora_ft.assemble.prepare import prepare
+from lora_ft.cli.environment import read_checked
 from lora_ft.models.load import load_base
-from lora_ft.recipe.read import read_recipe
 from lora_ft.recipe.schema import Recipe
-from lora_ft.tasks.base import load_task, task_names
 from lora_ft.train.arguments import training_arguments
 from lora_ft.train.measure import splits_to_measure
 from lora_ft.train.outcome import Baseline, measure_adapter
@@ -79,11 +78,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING)
-    recipe = read_recipe(
-        Path(options.recipe),
-        overrides=options.overrides,
-        tasks={name: load_task(name).facts() for name in task_names()},
-    )
+    recipe = read_checked(Path(options.recipe), options.overrides)
     result = adapter(recipe) if options.how == "adapter" else full(recipe)
     print(json.dumps({**result, "threads": torch.get_num_threads(), "peak_mb": peak_mb()}))
 

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lora_ft.cli.main import main
 from tests.adapters.build import snapshot
+from tests.cli.calls import Run, refused
 from tests.plain_peft import edit_config, save_plain
 from tests.toy import write_reviews
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +74,9 @@ def test_a_refusal_imports_no_torch_and_writes_nothing(plain: Path, tiny_bert: P
     broken = tmp_path / "broken"
     shutil.copytree(plain, broken)
     edit_config(broken, {"bias": "all"}, drop=("r",))
-    arguments = ["adopt", str(broken), "--base", str(tiny_bert), "--task", "text-classification", "--offline",
-                 "--output", str(tmp_path / "ours"), "--labels", "a,b,c"]  # fmt: skip
-    code = (
-        "import sys; from lora_ft.cli.main import main; sys.argv[1:] = " + repr(arguments) + "\n"
-        "try: main()\n"
-        "finally: print({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules))"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stdout.strip() == "set()"
-    assert "3 faults" in ended.stderr
+    arguments = ("--base", tiny_bert, "--task", "text-classification", "--offline", "--output", tmp_path / "ours")
+    (told,) = refused(["adopt", broken, *arguments, "--labels", "a,b,c"])
+    assert "3 faults" in told
     assert not (tmp_path / "ours").exists()
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,27 +13,15 @@ import pytest
 
 from lora_ft.assemble.examined_short import examined_in_short
 from lora_ft.assemble.prepare import prepare
-from lora_ft.cli.main import main
 from lora_ft.train.run import RunOptions, train
+from tests.cli.calls import Run
 from tests.data.doctor.seeded import clean_rows, seeded_rows
 from tests.toy import read, write_recipe, write_reviews
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", "data", "check", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run: Run) -> Run:
+    return partial(run, "data", "check")
 
 
 @pytest.fixture

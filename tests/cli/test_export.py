@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import transformers
 
 from lora_ft.assemble.saved import OpenOptions, open_adapter
-from lora_ft.cli.main import main
 from lora_ft.train.run import RunOptions, train
 from tests.adapters.build import snapshot
+from tests.cli.calls import Run, refused
 from tests.toy import read, write_recipe
-
-ROOT = Path(__file__).parents[2]
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +22,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run) -> Run:
     def call(adapter: Path, name: str, output: Path, *more: object) -> tuple[int, str, str]:
-        given = ["lora-ft", "export", adapter, "--format", name, "--output", output, "--offline", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [str(one) for one in (*given, *more)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return run("export", adapter, "--format", name, "--output", output, "--offline", "--device", "cpu", *more)
 
     return call
 
@@ -121,18 +107,9 @@ def test_what_the_files_tell_is_refused_without_torch(adapter: Path, tmp_path: P
         ([damaged, "--format", "onnx", "--output", tmp_path / "x"], "manifest.json"),
         ([adapter, "--format", "adapter", "--dtype", "int4", "--output", tmp_path / "x"], "Did you mean 'int8'?"),
     ]
-    code = (
-        "import json, sys\nfrom lora_ft.cli.main import main\nfound = []\n"
-        "for given in json.loads(sys.argv[1]):\n"
-        "    sys.argv = ['lora-ft', 'export', *given]\n"
-        "    try:\n        main()\n    except SystemExit as leave:\n        found.append(leave.code)\n"
-        "print(found, sorted({'torch', 'transformers', 'peft', 'datasets', 'onnx'} & set(sys.modules)))\n"
-    )
-    given = json.dumps([[str(one) for one in words] for words, _ in cases])
-    result = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.strip() == f"{[2] * len(cases)} []"
-    for _, message in cases:
-        assert message in result.stderr
+    told = refused(*(["export", *words] for words, _ in cases))
+    for said, (_, message) in zip(told, cases, strict=True):
+        assert message in said
     assert sorted(one.name for one in tmp_path.iterdir()) == ["damaged", "full"]
 
 

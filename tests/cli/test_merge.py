@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lora_ft.cli.main import main
 from lora_ft.train.run import RunOptions, train
 from tests.adapters.build import resign, snapshot
+from tests.cli.calls import Run, refused
 from tests.toy import read, write_recipe
-
-ROOT = Path(__file__).parents[2]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +25,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> list[Path
     return found
 
 
-def refused(*arguments: object) -> str:
-    """The message of a call that must end with 2 before anything heavy is imported."""
-    code = (
-        "import sys\nfrom lora_ft.cli.main import main\n"
-        f"sys.argv = ['lora-ft', 'merge', *{[str(one) for one in arguments]!r}]\n"
-        "try:\n    main()\nexcept SystemExit as leave:\n"
-        "    heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
-        "    print('heavy', sorted(heavy)); sys.exit(leave.code)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert result.returncode == 2, result.stderr
-    assert "heavy []" in result.stdout
-    assert "Traceback" not in result.stderr
-    return result.stderr
+def refusal(*arguments: object) -> str:
+    """What `lora-ft merge` says, in a fresh process."""
+    return refused(["merge", *arguments])[0]
 
 
 def test_wrong_input_is_refused_before_torch_is_imported(pair: list[Path], tmp_path: Path) -> None:
@@ -80,7 +48,7 @@ def test_wrong_input_is_refused_before_torch_is_imported(pair: list[Path], tmp_p
         ((pair[0], pair[0], "--output", new), "given twice"),
         ((tmp_path / "absent", "--output", new), "no such folder"),
     ):
-        message = refused(*arguments)
+        message = refusal(*arguments)
         assert words in message, message
     assert not new.exists()
 
@@ -93,9 +61,9 @@ def test_an_output_in_or_around_an_adapter_is_refused_and_nothing_is_lost(pair: 
     before = snapshot(outer)
     for adapters in ([inner], [inner, pair[1]], [pair[1], inner]):
         for output in (outer, inner, inner / "merged"):
-            assert "lie in one another" in refused(*adapters, "--output", output, "--overwrite")
+            assert "lie in one another" in refusal(*adapters, "--output", output, "--overwrite")
     assert snapshot(outer) == before
-    message = refused(*pair, "--output", outer)
+    message = refusal(*pair, "--output", outer)
     assert "Choose another --output, or give --overwrite" in message
     assert "output_dir" not in message
 
@@ -105,7 +73,7 @@ def test_a_base_is_never_the_output(pair: list[Path], tmp_path: Path) -> None:
     base.mkdir(parents=True)
     (base / "config.json").write_text("{}")
     for output in (base, base.parent, base / "merged"):
-        message = refused(pair[0], "--base", base, "--output", output, "--overwrite")
+        message = refusal(pair[0], "--base", base, "--output", output, "--overwrite")
         assert "lie in one another" in message
     assert [path.name for path in tmp_path.rglob("*.json")] == ["config.json"]
 
@@ -113,9 +81,9 @@ def test_a_base_is_never_the_output(pair: list[Path], tmp_path: Path) -> None:
 def test_adapters_that_do_not_belong_together_are_refused_before_torch(pair: list[Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(pair[1] / "adapter", tmp_path / "other" / "adapter"))
     resign(copy, lambda content: content.update(task="token-classification"))
-    assert "Expected adapters of one task" in refused(pair[0], copy, "--output", tmp_path / "new")
+    assert "Expected adapters of one task" in refusal(pair[0], copy, "--output", tmp_path / "new")
     (copy / "README.md").write_text("edited")
-    assert "README.md" in refused(pair[0], copy, "--output", tmp_path / "new")
+    assert "README.md" in refusal(pair[0], copy, "--output", tmp_path / "new")
 
 
 def test_one_adapter_is_merged_and_the_json_is_what_was_written(run: Run, pair: list[Path], tmp_path: Path) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from lora_ft.cli.main import main
 from lora_ft.cli.recipes import predict_command
 from lora_ft.tasks.base import load_task
+from tests.cli.calls import Run
 from tests.toy import write_recipe
 
 TEXTS = [f"the {thing} was good and my pan is soft and nice ." for thing in ("book", "pan", "cable", "phone")]
@@ -21,7 +18,7 @@ QUESTIONS = [{"question": "what was good", "context": text, "answers": text.spli
 FEW = {"num_train_epochs": 3, "per_device_train_batch_size": 4}
 
 
-def _trained(run: Any, folder: Path, base: Path, rows: list[dict[str, Any]], **sections: Any) -> str:
+def _trained(run: Run, folder: Path, base: Path, rows: list[dict[str, Any]], **sections: Any) -> str:
     recipe = write_recipe(
         folder, base, dataset={"data_files": {"train": "rows.jsonl", "validation": "rows.jsonl"}}, **sections
     )
@@ -33,31 +30,13 @@ def _trained(run: Any, folder: Path, base: Path, rows: list[dict[str, Any]], **s
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     code, out, error = run("train", recipe)
     assert code == 0, error
-    return str(out.splitlines()[-1].strip())
+    return out.splitlines()[-1].strip()
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
-        import io
-
-        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-def _answer(run: Any, command: str) -> Mapping[str, Any]:
+def _answer(run: Run, command: str) -> Mapping[str, Any]:
     """What the command prints; a pipe is done by hand."""
     words = shlex.split(command)
-    stdin = ""
+    stdin = None
     if words[0] == "echo":
         stdin, words = words[1] + "\n", words[3:]
     code, out, error = run(*words[1:], "--offline", stdin=stdin)
@@ -66,7 +45,7 @@ def _answer(run: Any, command: str) -> Mapping[str, Any]:
     return answer
 
 
-def test_the_next_command_of_questions_and_of_gaps_works(run: Any, tmp_path: Path, tiny_bert: Path) -> None:
+def test_the_next_command_of_questions_and_of_gaps_works(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
     for folder in ("qa", "mask"):
         (tmp_path / folder).mkdir()
     asked = _trained(run, tmp_path / "qa", tiny_bert, QUESTIONS, task="question-answering", training_args=FEW)

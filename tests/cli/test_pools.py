@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lora_ft.cli.main import main
 from lora_ft.cli.pools import bytes_of
 from lora_ft.errors import InputError
 from tests.bases import make_base
+from tests.cli.calls import Run, refused
 from tests.pools import TinyPool, mixed_rows
-
-ROOT = Path(__file__).parents[2]
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object, stdin: str | None = None) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments), "--offline"])
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run: Run) -> Run:
+    return lambda *arguments, **stdin: run(*arguments, "--offline", **stdin)
 
 
 @pytest.fixture
@@ -122,16 +103,9 @@ def test_one_adapter_wants_no_options_of_a_pool(run: Run, tiny_pool: TinyPool, m
 def test_an_unknown_adapter_in_row_17_is_named_before_torch_is_imported(tiny_pool: TinyPool, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("text,domain\n" + "good book,books\n" * 15 + "bad book,boks\n", encoding="utf-8")
-    code = (
-        "import sys\nfrom lora_ft.cli.main import main\nsys.argv = ['lora-ft', *sys.argv[1:]]\n"
-        "try:\n    main()\nexcept SystemExit as leave:\n"
-        "    print(leave.code, sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
-    )
-    arguments = ["predict", str(tiny_pool.root), "--input", str(file), "--adapter-column", "domain"]
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "2 []", done.stdout + done.stderr
-    assert "row 17: there is no adapter 'boks'. Did you mean 'books'?" in done.stderr
+    words = ["predict", tiny_pool.root, "--input", file, "--adapter-column", "domain"]
+    (told,) = refused(words, allowed=["datasets"])
+    assert "row 17: there is no adapter 'boks'. Did you mean 'books'?" in told
 
 
 def test_damaged_adapters_are_all_named_and_nothing_is_answered(

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lora_ft.cli.main import main
 from tests.assemble.test_previewed import media_recipe
+from tests.cli.calls import Run
 from tests.toy import write_recipe
 
-Run = Callable[..., tuple[int, str, str]]
 WAYS = {"variants": 2, "random_deletion": 0.2, "random_swap": 0.2}
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", "data", "preview", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run: Run) -> Run:
+    return partial(run, "data", "preview")
 
 
 def test_the_terminal_shows_rows_variants_and_what_the_model_gets(run: Run, tmp_path: Path, tiny_bert: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +12,8 @@ from lora_ft.cli.hints import file_hint, hinted
 from lora_ft.tasks.base import load_task
 from lora_ft.tasks.parts.problem import Problem
 from tests.bases import tiny_tokenizer
+from tests.cli.calls import ROOT, refused
 from tests.toy import write_recipe, write_reviews
-
-ROOT = Path(__file__).parents[2]
-CODE = """\
-import json, sys
-from lora_ft.cli.main import main
-for line in sys.stdin:
-    sys.argv = ["lora-ft", *json.loads(line)]
-    try:
-        main()
-    except SystemExit as leave:
-        heavy = sorted({"torch", "transformers", "peft", "datasets"} & set(sys.modules))
-        print("END", leave.code, heavy, file=sys.stderr)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +22,6 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     recipe = write_recipe(folder, tiny_bert)
     subprocess.run([sys.executable, "-m", "lora_ft", "train", str(recipe)], check=True, cwd=ROOT, capture_output=True)
     return folder / "run"
-
-
-def refused(*commands: list[object]) -> list[str]:
-    """What is said to each command; each must end with 2 and nothing heavy imported."""
-    lines = "".join(json.dumps([str(word) for word in words]) + "\n" for words in commands)
-    words = [sys.executable, "-c", CODE]
-    done = subprocess.run(words, input=lines, capture_output=True, text=True, cwd=ROOT, check=False)
-    told = done.stderr.split("END 2 []\n")
-    assert told.pop() == "", done.stderr
-    assert len(told) == len(commands), done.stderr
-    return told
 
 
 def test_what_cannot_be_done_is_refused_before_torch(adapter: Path, tmp_path: Path) -> None:

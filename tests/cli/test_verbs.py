@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lora_ft.cli.main import main
+from tests.cli.calls import ROOT, Run, refused
 from tests.toy import write_recipe, write_reviews
-
-ROOT = Path(__file__).parents[2]
-Run = Callable[..., tuple[int, str, str]]
 
 EIGHT = """\
 task: text-classification
@@ -35,23 +30,6 @@ training_args:
 """
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object, stdin: str | None = None) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, arguments)])
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     folder = tmp_path_factory.mktemp("cli")
@@ -65,29 +43,19 @@ def test_eight_mistakes_come_in_one_report_in_half_a_second_without_torch(tmp_pa
     write_reviews(tmp_path / "data" / "dev.csv", 8, seed=2)
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text(EIGHT % "org/base", encoding="utf-8")
-    code = (
-        "import sys\nfrom lora_ft.cli.main import main\n"
-        f"sys.argv = ['lora-ft', 'check', {str(recipe)!r}]\n"
-        "try:\n    main()\nexcept SystemExit as leave:\n"
-        "    heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
-        "    print('heavy', sorted(heavy)); sys.exit(leave.code)\n"
-    )
-    seconds, result = [], None
+    seconds, told = [], ""
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+        (told,) = refused(["check", recipe])
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert result is not None
-    assert result.returncode == 2
-    assert "heavy []" in result.stdout
     for words in (
         "peft_config.r", "lora_alfa", "'lora_alpha'", "bnb_4bit_quant_typ", "'bnb_4bit_quant_type'", "sentiment",
         "max_lenght", "'max_length'", "learning_rate", "bleu", "num_epochs", "'num_train_epochs'",
     ):  # fmt: skip
-        assert words in result.stderr, f"{words} not in:\n{result.stderr}"
-    assert "9 faults" in result.stderr, "the label column is missing in two files"
-    assert f"{recipe}:3:" in result.stderr
+        assert words in told, f"{words} not in:\n{told}"
+    assert "9 faults" in told, "the label column is missing in two files"
+    assert f"{recipe}:3:" in told
     assert min(seconds) < 0.5, f"{min(seconds):.2f} CPU seconds (wall time is that of a busy test machine)"
 
 
@@ -206,16 +174,8 @@ def test_an_output_folder_that_cannot_be_made_is_one_message(run: Run, tmp_path:
 
 def test_an_adapter_that_is_there_needs_overwrite_and_says_so_before_torch_is_imported(adapter: Path) -> None:
     recipe = adapter.parent.parent / "recipe.yaml"
-    code = (
-        "import sys\nfrom lora_ft.cli.main import main\nsys.argv = ['lora-ft', 'train', sys.argv[1]]\n"
-        "try:\n    main()\nexcept SystemExit as leave:\n"
-        "    print(leave.code, sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(recipe)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "2 []", done.stdout + done.stderr
-    assert "--overwrite" in done.stderr
+    (told,) = refused(["train", recipe])
+    assert "--overwrite" in told
 
 
 def test_resume_without_a_checkpoint_is_refused(run: Run, tiny_bert: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lora_ft.tasks.parts.masking import NO_WORD
 from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base, tiny_tokenizer
+from tests.tasks.written_recipe import write_recipe
 from tests.toy import read
 
 TASK = load_task("fill-mask")
@@ -177,20 +177,17 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> SavedAdapter:
     texts = TASK.example_rows(KIND)["text"]
     for name in ("train", "dev"):
         (folder / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    recipe = {
-        "task": "fill-mask",
-        "offline": True,
-        "model": {"pretrained_model_name_or_path": str(_base(folder / "base"))},
-        "peft_config": {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
-        "dataset": {"data_files": {"train": "train.txt", "validation": "dev.txt"}},
-        "processor": {"max_length": 64, "mlm_probability": 0.3},
-        "training_args": {
-            "output_dir": "run", "learning_rate": 1e-2, "num_train_epochs": 60, "per_device_train_batch_size": 8,
-            "report_to": "none", "use_cpu": True, "disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no",
+    recipe = write_recipe(
+        folder, _base(folder / "base"), task="fill-mask",
+        peft_config={"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        dataset={"data_files": {"train": "train.txt", "validation": "dev.txt"}},
+        processor={"max_length": 64, "mlm_probability": 0.3},
+        arguments={
+            "num_train_epochs": 60, "per_device_train_batch_size": 8,
+            "eval_strategy": "no", "save_strategy": "no",
         },
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    result = train(read(folder / "recipe.yaml"), RunOptions())
+    )  # fmt: skip
+    result = train(read(recipe), RunOptions())
     assert result.learned
     return open_adapter(result.folder, OpenOptions(device="cpu", offline=True))
 

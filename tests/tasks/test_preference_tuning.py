@@ -22,6 +22,7 @@ from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.parts import chat_templates as templates
 from tests.tasks.parts.tokenizers_of import byte_tokenizer
+from tests.tasks.written_recipe import write_recipe
 from tests.toy import read
 
 TASK = load_task("preference-tuning")
@@ -109,31 +110,21 @@ def test_an_initialisation_that_changes_the_base_is_refused(base: Path) -> None:
         pairs_of(policy(base, init_lora_weights="pissa"), batch, reference=True)
 
 
-def write_recipe(folder: Path, base: Path, rows: dict[str, list[str]], **loss: object) -> Path:
+def written(folder: Path, base: Path, rows: dict[str, list[str]], **loss: object) -> Path:
     lines = [json.dumps(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True)]
     (folder / "train.jsonl").write_text("\n".join(lines * 4) + "\n", encoding="utf-8")
     (folder / "dev.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    content = {
-        "task": "preference-tuning",
-        "offline": True,
-        "model": {"pretrained_model_name_or_path": str(base)},
-        "peft_config": LORA,
-        "dataset": {"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
-        "generation_config": {"max_new_tokens": 4},
-        "loss": loss,
-        "training_args": {
-            "output_dir": "run", "learning_rate": 1e-2, "num_train_epochs": 4, "per_device_train_batch_size": 4,
-            "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        },
-    }  # fmt: skip
-    file = folder / "recipe.yaml"
-    file.write_text(json.dumps(content), encoding="utf-8")
-    return file
+    return write_recipe(
+        folder, base, task="preference-tuning", peft_config=LORA, loss=loss,
+        dataset={"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
+        generation_config={"max_new_tokens": 4},
+        arguments={"num_train_epochs": 4, "per_device_train_batch_size": 4},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "orpo"])
 def test_a_run_prefers_what_it_was_taught_and_answers_prompts(base: Path, tmp_path: Path, loss_type: str) -> None:
-    result = train(read(write_recipe(tmp_path, base, ROWS, loss_type=loss_type, beta=0.3)), RunOptions())
+    result = train(read(written(tmp_path, base, ROWS, loss_type=loss_type, beta=0.3)), RunOptions())
     assert result.baseline["validation"]["reward_accuracy"] < 1.0  # DPO's rewards are all 0 at the start
     assert result.metrics["validation"]["reward_accuracy"] == 1.0
     assert result.learned
@@ -159,7 +150,7 @@ def test_a_long_prompt_is_cut_once_so_that_both_answers_follow_the_same_tokens(b
 def test_equal_and_empty_answers_are_named(base: Path, tmp_path: Path) -> None:
     rows = {"prompt": ["a", "b", "c"], "chosen": ["good", " ", "x"], "rejected": ["bad", "y", "x"]}
     with pytest.raises(DataError) as caught:
-        train(read(write_recipe(tmp_path, base, rows)), RunOptions())
+        train(read(written(tmp_path, base, rows)), RunOptions())
     assert "chosen: it is empty" in str(caught.value)
     assert "the same as chosen" in str(caught.value)
 
@@ -237,7 +228,7 @@ def test_hub_preferences_are_learned_as_chats_and_refused_as_texts_with_the_way_
     """As in HuggingFaceH4/ultrafeedback_binarized: prompt is a text, chosen and rejected are whole chats."""
     chats = TASK.example_rows("chat")
     rows = {"prompt": chats["prompt"], "chosen": chats["chosen_messages"], "rejected": chats["rejected_messages"]}
-    file = write_recipe(tmp_path, base, rows)
+    file = written(tmp_path, base, rows)
     with pytest.raises(
         DataError, match=r"chosen is a chat .* expected a text; `lora-ft tasks` names columns for chats"
     ):

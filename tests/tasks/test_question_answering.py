@@ -27,6 +27,7 @@ from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.parts.tokenizer_kinds import KINDS, tokenizer_of
 from tests.tasks.test_contract import Built
+from tests.tasks.written_recipe import write_recipe
 from tests.toy import read
 
 TASK = load_task("question-answering")
@@ -398,20 +399,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> SavedAdapter:
     for name, count in (("train", 120), ("dev", 40)):
         entries = [{"paragraphs": [_paragraph(rng, number) for number in range(count)]}]
         (folder / f"{name}.json").write_text(json.dumps({"version": "v2.0", "data": entries}), encoding="utf-8")
-    recipe = {
-        "task": "question-answering",
-        "offline": True,
-        "model": {"pretrained_model_name_or_path": str(make_base(folder / "base"))},
-        "peft_config": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-        "dataset": {"data_files": {"train": "train.json", "validation": "dev.json"}},
-        "processor": {"max_length": 20, "stride": 6, "max_answer_length": 3},
-        "training_args": {
-            "output_dir": "run", "learning_rate": 1e-2, "num_train_epochs": 5, "per_device_train_batch_size": 8,
-            "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        },
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    result = train(read(folder / "recipe.yaml"), RunOptions())
+    recipe = write_recipe(
+        folder, make_base(folder / "base"), task="question-answering",
+        peft_config={"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+        dataset={"data_files": {"train": "train.json", "validation": "dev.json"}},
+        processor={"max_length": 20, "stride": 6, "max_answer_length": 3},
+        arguments={"num_train_epochs": 5, "per_device_train_batch_size": 8},
+    )  # fmt: skip
+    result = train(read(recipe), RunOptions())
     assert result.learned
     assert result.main_metric == "f1"
     return open_adapter(result.folder, OpenOptions(device="cpu", offline=True))

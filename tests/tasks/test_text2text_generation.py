@@ -19,6 +19,7 @@ from lora_ft.tasks.parts.language import IGNORED
 from lora_ft.tasks.parts.problem import Problem
 from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
+from tests.tasks.written_recipe import write_recipe
 from tests.toy import read
 
 TASK = load_task("text2text-generation")
@@ -102,20 +103,17 @@ def trained(folder: Path, kind: str, **sections: Any) -> SavedAdapter:
     rows = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
     for name in ("train", "dev"):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    recipe = {
-        "task": "text2text-generation",
-        "offline": True,
-        "model": {"pretrained_model_name_or_path": str(make_base(folder / "base", kind))},
-        "peft_config": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-        "dataset": {"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
-        "training_args": {
-            "output_dir": "run", "learning_rate": 1e-2, "num_train_epochs": 60, "per_device_train_batch_size": 4,
-            "report_to": "none", "use_cpu": True, "disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no",
+    recipe = write_recipe(
+        folder, make_base(folder / "base", kind), task="text2text-generation",
+        peft_config={"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+        dataset={"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
+        arguments={
+            "num_train_epochs": 60, "per_device_train_batch_size": 4,
+            "eval_strategy": "no", "save_strategy": "no",
         },
         **sections,
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    result = train(read(folder / "recipe.yaml"), RunOptions())
+    )  # fmt: skip
+    result = train(read(recipe), RunOptions())
     assert result.learned
     return open_adapter(result.folder, OpenOptions(device="cpu", offline=True))
 

@@ -25,6 +25,7 @@ from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.parts import chat_templates as templates
 from tests.tasks.parts.tokenizers_of import byte_tokenizer, piece_tokenizer
+from tests.tasks.written_recipe import write_recipe
 from tests.toy import read
 
 TASK = load_task("text-generation")
@@ -285,25 +286,21 @@ def test_pieces_hold_back_what_may_be_the_beginning_of_a_stop_string() -> None:
 # Whole runs
 
 
-def write_recipe(folder: Path, rows: Sequence[Mapping[str, Any]], **sections: Any) -> Path:
+def written(folder: Path, rows: Sequence[Mapping[str, Any]], **sections: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("train", "dev"):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    content = {
-        "task": "text-generation",
-        "offline": True,
-        "model": {"pretrained_model_name_or_path": str(make_base(folder / "base", "llama"))},
-        "peft_config": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-        "dataset": {"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
-        "training_args": {
-            "output_dir": "run", "learning_rate": 1e-2, "num_train_epochs": 40, "per_device_train_batch_size": 4,
-            "report_to": "none", "use_cpu": True, "disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no",
+    return write_recipe(
+        folder, make_base(folder / "base", "llama"), task="text-generation",
+        peft_config={"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+        dataset={"data_files": {"train": "train.jsonl", "validation": "dev.jsonl"}},
+        arguments={
+            "num_train_epochs": 40, "per_device_train_batch_size": 4,
+            "eval_strategy": "no", "save_strategy": "no",
         },
         **sections,
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(content), encoding="utf-8")
-    return folder / "recipe.yaml"
+    )  # fmt: skip
 
 
 def toy_rows(kind: str) -> list[dict[str, Any]]:
@@ -313,7 +310,7 @@ def toy_rows(kind: str) -> list[dict[str, Any]]:
 
 
 def trained(folder: Path, kind: str, **sections: Any) -> SavedAdapter:
-    result = train(read(write_recipe(folder, toy_rows(kind), **sections)), RunOptions())
+    result = train(read(written(folder, toy_rows(kind), **sections)), RunOptions())
     assert result.learned
     assert result.metrics["validation"]["perplexity"] < result.baseline["validation"]["perplexity"]
     return open_adapter(result.folder, OpenOptions(device="cpu", offline=True))
@@ -347,7 +344,7 @@ def test_rows_with_a_prompt_beside_their_messages_are_chats(chat_adapter: SavedA
     rows = TASK.example_rows("chat")
     columns = {"prompt": rows["prompt"], "prompt_id": ["a", "b", "c", "d"], "messages": rows["messages"]}
     whole = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    prepared = prepare(read(write_recipe(tmp_path, whole, processor={"max_length": 48})))
+    prepared = prepare(read(written(tmp_path, whole, processor={"max_length": 48})))
     assert prepared.problem.problem_type == "chat"
     assert prepared.rows["train"].column_names == ["messages"]
     measured = list(predict(chat_adapter, whole))

@@ -26,6 +26,7 @@ from lora_ft.train.run import RunOptions, train
 from tests.bases import make_base
 from tests.tasks.parts.tokenizer_kinds import KINDS, tokenizer_of
 from tests.tasks.test_contract import Built
+from tests.tasks.written_recipe import write_recipe
 from tests.toy import read
 
 TASK = load_task("token-classification")
@@ -412,20 +413,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> SavedAdapter:
     rng = random.Random(0)
     for name, count in (("train", 96), ("dev", 24)):
         (folder / f"{name}.conll").write_text("\n".join(_sentence(rng) for _ in range(count)), encoding="utf-8")
-    recipe = {
-        "task": "token-classification",
-        "offline": True,
-        "model": {"pretrained_model_name_or_path": str(make_base(folder / "base"))},
-        "peft_config": {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
-        "dataset": {"data_files": {"train": "train.conll", "validation": "dev.conll"}},
-        "processor": {"max_length": 8, "stride": 2},
-        "training_args": {
-            "output_dir": "run", "learning_rate": 2e-2, "num_train_epochs": 3, "per_device_train_batch_size": 8,
-            "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        },
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    result = train(read(folder / "recipe.yaml"), RunOptions())
+    recipe = write_recipe(
+        folder, make_base(folder / "base"), task="token-classification",
+        peft_config={"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
+        dataset={"data_files": {"train": "train.conll", "validation": "dev.conll"}},
+        processor={"max_length": 8, "stride": 2},
+        arguments={"learning_rate": 2e-2, "num_train_epochs": 3, "per_device_train_batch_size": 8},
+    )  # fmt: skip
+    result = train(read(recipe), RunOptions())
     assert result.learned
     assert result.main_metric == "f1"
     return open_adapter(result.folder, OpenOptions(device="cpu", offline=True))
