@@ -9,7 +9,7 @@ LoraFtError                 exit 1   anything that lora_ft itself reports
 │       └── AdapterRefused           an adapter that is damaged or belongs to another base
 └── RunError                exit 1   a run that could not go on
     ├── GateError                    a gate stopped a run that would have gone wrong silently
-    └── Interrupted         exit 130 Ctrl-C; a checkpoint was saved
+    └── Interrupted         exit 130 a signal ended the run in order (143: one that was not Ctrl-C)
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ from collections.abc import Iterable, Sequence
 
 
 class LoraFtError(Exception):
-    """Base of all errors of lora_ft; its text is the whole message for the user."""
+    """Base of all errors of lora_ft; its text is the whole message for the user.
+
+    Attributes:
+        told_by: The process of a run that has said the same already; None: nobody.
+    """
 
     exit_code = 1
+    told_by: int | None = None
 
 
 class InputError(LoraFtError):
@@ -76,9 +81,18 @@ class GateError(RunError):
 
 
 class Interrupted(RunError):
-    """Ctrl-C ended a run after a checkpoint was saved."""
+    """A signal ended a run in order: nothing is lost, and it can go on.
+
+    Args:
+        told: What ended it, where it stood, and how to go on.
+        exit_code: 130 for Ctrl-C, 143 for the other signals.
+    """
 
     exit_code = 130
+
+    def __init__(self, told: str, *, exit_code: int = 130) -> None:
+        super().__init__(told)
+        self.exit_code = exit_code
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -21,13 +21,14 @@ FLOORS = {
     "adapters": 3,
     "assemble": 4,
     "train": 5,
+    "launch": 5,
     "evaluate": 5,
     "serve": 5,
     "screen": 6,
     "cli": 7,
     "__main__": 8,
 }
-LIGHT = ("recipe", "errors", "cli", "__init__", "screen")
+LIGHT = ("recipe", "errors", "launch", "cli", "__init__", "screen")
 HEAVY = (
     "torch",
     "transformers",

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -38,6 +39,7 @@ def write_adapter(
     card: str,
     overwrite: bool,
     generation_config: Any | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
     option: str = "training_args.output_dir",
     check: Callable[[Path, Manifest], None] | None = None,
 ) -> Manifest:
@@ -53,6 +55,7 @@ def write_adapter(
         card: Content of `README.md`.
         overwrite: Whether an adapter at `target` may be replaced; it stays until the new one is in place.
         generation_config: transformers' GenerationConfig that the model generates with, or None.
+        tensors: Adapter and head by peft's names, where a process has but pieces of them; None: those of the model.
         option: What the user said `target` with, for messages.
         check: Called with the written files and their manifest before they take the place of what is there; an error
             of it leaves that untouched.
@@ -64,7 +67,7 @@ def write_adapter(
         AdapterError: `target` exists, or cannot be written; what was there is untouched.
     """
     check_target(target, overwrite=overwrite, option=option)
-    state, config = adapter_tensors(model, base_name=manifest.base.name)
+    state, config = adapter_tensors(model, base_name=manifest.base.name, tensors=tensors)
     try:
         with at_once(target) as temporary:
             save_processor(processor, temporary)
@@ -113,7 +116,7 @@ def at_once(target: Path) -> Iterator[Path]:
         for path in (*sorted(temporary.rglob("*")), temporary):
             _sync(path)
         _put_in_place(temporary, target, mark=mark)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise AdapterError(f"{target}: cannot be written: {error}. What was there is untouched.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -19,7 +19,11 @@ def changes_base(config: Any) -> bool:
     Args:
         config: A peft config.
     """
-    start = vars(config).get("init_lora_weights")
+    return takes_from_base(vars(config).get("init_lora_weights"))
+
+
+def takes_from_base(start: Any) -> bool:
+    """The same of the value of `init_lora_weights`."""
     return isinstance(start, str) and (start.startswith("pissa") or start == "olora")
 
 

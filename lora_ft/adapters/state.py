@@ -14,12 +14,15 @@ from lora_ft.adapters.targets import head_wrappers
 from lora_ft.errors import AdapterError
 
 
-def adapter_tensors(model: PeftModel, *, base_name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def adapter_tensors(
+    model: PeftModel, *, base_name: str, tensors: Mapping[str, torch.Tensor] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What is saved of a trained model: adapter and head, for the original base, on the CPU.
 
     Args:
         model: The trained model.
         base_name: What goes into `base_model_name_or_path`.
+        tensors: Adapter and head by peft's names, where a process has but pieces of them; None: those of the model.
 
     Returns:
         Tensors by peft's names, and the content of `adapter_config.json`.
@@ -27,7 +30,7 @@ def adapter_tensors(model: PeftModel, *, base_name: str) -> tuple[dict[str, torc
     Raises:
         AdapterError: Weights of the base are among them.
     """
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False) if tensors is None else dict(tensors)
     config = copy.deepcopy(model.peft_config["default"])
     if changes_base(config):
         state = for_original_base(state, initial_adapter(model))

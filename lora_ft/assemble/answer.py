@@ -42,6 +42,7 @@ def answer(
     share: tuple[int, int] = (0, 1),
     measure_loss: bool = False,
     workers: int = 0,
+    in_step: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Answers:
     """Runs a model over features; each batch's answer is decoded at once and forgotten.
@@ -56,13 +57,19 @@ def answer(
         share: `(i, n)`: only the i-th of n processes' part of the batches.
         measure_loss: Whether to sum up the loss too; the features must have labels.
         workers: Processes that make features of a lazy task.
+        in_step: Whether all processes must run the model equally often, because each has but a piece of it: one with
+            fewer batches does one twice, and forgets what came of it.
         advance: Called with the number of features done, for a progress bar.
 
     Returns:
         One part for each feature of the share.
     """
     order = np.argsort(-np.asarray(features["length"][:], dtype=np.int64), kind="stable").tolist()
-    batches = list(_cut(order, batch_size))[share[0] :: share[1]]
+    cut = list(_cut(order, batch_size))
+    batches = cut[share[0] :: share[1]]
+    own = len(batches)
+    if in_step and own < -(-len(cut) // share[1]):
+        batches.append(cut[-1])
     loader: Any = torch.utils.data.DataLoader(
         features,
         batch_sampler=batches,
@@ -74,20 +81,22 @@ def answer(
     parts: dict[int, Any] = {}
     loss_sum, items = 0.0, 0
     model.eval()
-    for indices, rows in zip(batches, loader, strict=True):
+    for number, (indices, rows) in enumerate(zip(batches, loader, strict=True)):
         batch = on_device(collate(rows), device)
         # no inference mode: what a model remembers of it (rotary caches) could not be trained through afterwards
         with torch.no_grad(), autocast_context(precision):
             outputs = None
             if measure_loss:
                 outputs = task.forward(model, batch, problem)
-                loss_sum += float(task.loss(outputs, batch, problem, items=1))
-                items += task.items(batch)
+                if number < own:
+                    loss_sum += float(task.loss(outputs, batch, problem, items=1))
+                    items += task.items(batch)
             found = task.answer(model, batch, problem, outputs=outputs)
-        decoded = task.decode(numpy_answer(found), rows, problem)
-        parts.update(zip(indices, decoded, strict=True))
+        if number < own:
+            decoded = task.decode(numpy_answer(found), rows, problem)
+            parts.update(zip(indices, decoded, strict=True))
         if advance is not None:
-            advance(len(indices))
+            advance(len(indices) if number < own else 0)
     return Answers(parts, loss_sum, items)
 
 

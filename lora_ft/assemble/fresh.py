@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
@@ -31,13 +31,14 @@ class FreshAdapter:
     precision: Precision
 
 
-def build(prepared: Prepared, *, precision: Precision, total_steps: int) -> FreshAdapter:
+def build(prepared: Prepared, *, precision: Precision, total_steps: int, device: str | None = None) -> FreshAdapter:
     """Loads the base of a prepared recipe and attaches its adapter; the same seed gives the same weights.
 
     Args:
         prepared: What `prepare` returned.
         precision: What the run computes in, and where.
         total_steps: Optimizer steps of the whole run (AdaLoRA plans its ranks by them).
+        device: Where the base is loaded, if it is not where it computes: what is to be cut into shards may be larger.
 
     Returns:
         The adapted model on the CPU or wherever quantisation put it.
@@ -49,7 +50,7 @@ def build(prepared: Prepared, *, precision: Precision, total_steps: int) -> Fres
         auto_class=task.model_class(problem.problem_type),
         head=task.head,
         config=task.model_config(problem),
-        precision=precision,
+        precision=precision if device is None else replace(precision, device=device),
         quantization_config=recipe.quantization_config,
         dropout=recipe.model.dropout,
         attn_implementation=recipe.model.attn_implementation,

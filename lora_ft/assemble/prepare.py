@@ -77,13 +77,17 @@ class Prepared:
         return {**self.rows, "train": train.select(range(len(train) - len(self.variants.sources)))}
 
 
-def prepare(recipe: Recipe, *, encode: bool = True, features_dir: Path | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe, *, encode: bool = True, features_dir: Path | None = None, shared_dir: Path | None = None
+) -> Prepared:
     """Reads the rows, checks them, and encodes them.
 
     Args:
         recipe: A checked recipe.
         encode: Whether features are wanted, which takes longest.
         features_dir: Where features of large splits are kept for the next run; None: nowhere.
+        shared_dir: Where the processes of this run on this machine have in common what one of them makes; None: it is
+            alone.
 
     Returns:
         Rows and features of each split.
@@ -134,8 +138,11 @@ def prepare(recipe: Recipe, *, encode: bool = True, features_dir: Path | None = 
     if label_column(task):
         rows = {name: canonical_labels(table, problem_type=problem_type, labels=labels) for name, table in raw.items()}
     problem = with_thresholds(recipe, task, problem, rows)
-    rows["train"], variants = with_variants(rows["train"], task=task, problem=problem, recipe=recipe)
-    kept = KeptFeatures(features_dir, processor) if features_dir is not None else None
+    rows["train"], variants = with_variants(
+        rows["train"], task=task, problem=problem, recipe=recipe, shared_dir=shared_dir
+    )
+    folder = features_dir if features_dir is not None else shared_dir
+    kept = KeptFeatures(folder, processor) if folder is not None else None
     features = {
         split: encode_rows(table, task=task, problem=problem, training=split == "train", kept=kept)
         for split, table in rows.items()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.machinery
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import numpy as np
 
 from lora_ft.data.progress import watched
 from lora_ft.data.rows import Origin
+from lora_ft.data.shared import once
 from lora_ft.errors import InputError, RecipeError
 from lora_ft.recipe.schema import Recipe
 from lora_ft.tasks.base import Task
@@ -68,7 +72,7 @@ class Variants:
 
 
 def with_variants(
-    rows: datasets.Dataset, *, task: Task, problem: Problem, recipe: Recipe
+    rows: datasets.Dataset, *, task: Task, problem: Problem, recipe: Recipe, shared_dir: Path | None = None
 ) -> tuple[datasets.Dataset, Variants]:
     """The training rows and as many varied copies of each as the recipe asks for.
 
@@ -79,6 +83,7 @@ def with_variants(
         task: The task; it says how rows are varied.
         problem: What it is about; its augmentation and its seed.
         recipe: For messages, and for modules that lie beside it.
+        shared_dir: Where the processes of a run have translations in common, of which one asks; None: it is alone.
 
     Returns:
         The rows followed by the variants, and what these are; the rows alone where nothing is to be varied.
@@ -89,7 +94,9 @@ def with_variants(
     if not problem.augmentation or "variants" not in task.augmentation_fields:
         return rows, Variants()
     try:
-        made, variants = _varied(rows, task=task, problem=problem, folder=recipe.file.absolute().parent)
+        made, variants = _varied(
+            rows, task=task, problem=problem, folder=recipe.file.absolute().parent, shared_dir=shared_dir
+        )
     except InputError as error:
         raise RecipeError([f"{recipe.file}: {error}"]) from error
     if made:
@@ -99,7 +106,7 @@ def with_variants(
 
 
 def _varied(
-    rows: datasets.Dataset, *, task: Task, problem: Problem, folder: Path
+    rows: datasets.Dataset, *, task: Task, problem: Problem, folder: Path, shared_dir: Path | None
 ) -> tuple[list[dict[str, Any]], Variants]:
     """The variants of all rows and what they are."""
     columns = task.varied_columns(problem.problem_type)
@@ -126,7 +133,8 @@ def _varied(
                     found[number][variant] = made, way
                     break
     if translate is not None:
-        _translate(found, waiting, columns=columns, translate=translate, spec=str(spec))
+        ask = partial(_translations, translate=translate, spec=str(spec), shared_dir=shared_dir)
+        _translate(found, waiting, columns=columns, translate=ask)
     made_of = [(number, found[number][variant]) for number in range(len(rows)) for variant in sorted(found[number])]
     variants = Variants(
         sources=tuple(number for number, _ in made_of),
@@ -151,12 +159,33 @@ def _translate(
     *,
     columns: Sequence[str],
     translate: Translate,
-    spec: str,
 ) -> None:
     """Has the texts of the waiting variants translated, all at once, and puts in what came out new."""
     places = [(at, name) for at, (_, _, row) in enumerate(waiting) for name in columns if (row.get(name) or "").strip()]
-    texts = [waiting[at][2][name] for at, name in places]
-    answered = translate(texts) if texts else []
+    answered = translate([waiting[at][2][name] for at, name in places])
+    written: dict[int, dict[str, Any]] = {}
+    for (at, name), text in zip(places, answered, strict=True):
+        if text.strip():
+            written.setdefault(at, dict(waiting[at][2]))[name] = text
+    for at, made in written.items():
+        number, variant, row = waiting[at]
+        if made != row and made not in [one for one, _ in found[number].values()]:
+            found[number][variant] = made, BACK_TRANSLATION
+
+
+def _translations(texts: list[str], *, translate: Translate, spec: str, shared_dir: Path | None) -> list[str]:
+    """What a translator says of texts, of which one process of a machine asks."""
+    if not texts:
+        return []
+    if shared_dir is None:
+        return _asked(texts, translate=translate, spec=spec)
+    key = hashlib.sha256(json.dumps([spec, texts]).encode()).hexdigest()
+    return once(shared_dir, key, partial(_asked, texts, translate=translate, spec=spec))
+
+
+def _asked(texts: list[str], *, translate: Translate, spec: str) -> list[str]:
+    """The same by asking it, and looking at what it says."""
+    answered = translate(texts)
     where = f"augmentation.{BACK_TRANSLATION} = {spec}"
     if isinstance(answered, str) or not isinstance(answered, Sequence) or len(answered) != len(texts):
         told = f"{len(answered)} values" if isinstance(answered, Sequence) else f"a {type(answered).__name__}"
@@ -166,14 +195,7 @@ def _translate(
     wrong = next((one for one in answered if not isinstance(one, str)), None)
     if wrong is not None:
         raise InputError(f"{where}: it returned {wrong!r} among its texts. Expected texts alone")
-    written: dict[int, dict[str, Any]] = {}
-    for (at, name), text in zip(places, answered, strict=True):
-        if text.strip():
-            written.setdefault(at, dict(waiting[at][2]))[name] = text
-    for at, made in written.items():
-        number, variant, row = waiting[at]
-        if made != row and made not in [one for one, _ in found[number].values()]:
-            found[number][variant] = made, BACK_TRANSLATION
+    return list(answered)
 
 
 def _function(spec: str, folder: Path) -> Translate:

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_ft.errors import InputError
+
 if TYPE_CHECKING:
+    import psutil
+
     from lora_ft.assemble.saved import OpenOptions
     from lora_ft.recipe.schema import Recipe, TaskFacts
     from lora_ft.tasks.base import Task
@@ -56,19 +60,48 @@ def needs_rows(task: Task, needed: Sequence[str]) -> bool:
     return not alone or (len(needed) > 1 and task.argument in needed)
 
 
-def refuse_target(recipe: Recipe, *, overwrite: bool, resume: bool) -> None:
+def refuse_target(recipe: Recipe, *, overwrite: bool, resume: bool, auto_resume: bool) -> None:
     """Refuses an output folder that may not be written to, or resumed from, in less time than torch takes to import."""
     from lora_ft.adapters.target import check_target
-    from lora_ft.train.checkpoints import checkpoint_to_resume
+    from lora_ft.train.checkpoints import where_to_start
 
     folder = Path(recipe.training_args["output_dir"])
     check_target(folder / "adapter", overwrite=overwrite)
-    checkpoint_to_resume(recipe, resume=resume, overwrite=overwrite)
+    where_to_start(recipe, resume=resume, auto_resume=auto_resume, overwrite=overwrite)
 
 
 def cache_dir() -> Path:
     """Where fingerprints of bases and verified adapters are remembered."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_ft"
+
+
+def shared_dir(launcher: psutil.Process | None) -> Path | None:
+    """Where the processes of one run on this machine have in common what one of them makes; None: it is alone here.
+
+    Args:
+        launcher: The process that started this one.
+    """
+    if launcher is None or int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1) == 1:
+        return None
+    from lora_ft.data.shared import run_folder
+
+    return run_folder(cache_dir() / "runs", launcher, port=os.environ.get("MASTER_PORT", ""))
+
+
+def refuse_lonely_task() -> None:
+    """Refuses one of several tasks of Slurm that no launcher has told of the others: each would train alone.
+
+    Raises:
+        InputError: So it is.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or "1"
+    if int(tasks) > 1 and not os.environ.get("WORLD_SIZE"):
+        raise InputError(
+            f"train: Slurm has {tasks} tasks (SLURM_NTASKS), and none knows of the others (no WORLD_SIZE): each would "
+            "train an adapter by itself and write it to the same folder. Start one task on each machine, and in it a "
+            "launcher, as launch/ has it: srun --ntasks-per-node=1 accelerate launch ... -m lora_ft train RECIPE; or, "
+            "for a run of one process, srun --ntasks=1"
+        )
 
 
 def quiet_libraries(debug: bool, *, offline: bool) -> None:
@@ -81,6 +114,7 @@ def quiet_libraries(debug: bool, *, offline: bool) -> None:
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DATASETS_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # forty lines where another process has ended
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line a layer and forward in 8 bits on a CPU
         import warnings
 

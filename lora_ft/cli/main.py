@@ -8,7 +8,7 @@ import sys
 import click
 
 from lora_ft import __version__
-from lora_ft.cli import adapters, adopt, data, export, merge, preview, recipes
+from lora_ft.cli import adapters, adopt, data, export, launch, merge, preview, recipes
 from lora_ft.errors import InputError, LoraFtError, RecipeError
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ def cli(context: click.Context, debug: bool) -> None:
 
 for verb in (
     recipes.train,
+    launch.launch,
     recipes.check,
     data.data,
     adapters.evaluate,
@@ -61,6 +62,16 @@ def main() -> None:
             raise
         faults = len(error.faults) if isinstance(error, RecipeError) else 0
         heading = f"{faults} faults:\n" if faults > 1 else ""
-        process = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        click.echo(f"{process}{heading}{error}", err=True)
+        click.echo(by_process(f"{heading}{error}", error), err=True)
         sys.exit(error.exit_code)
+
+
+def by_process(told: str, error: LoraFtError) -> str:
+    """What a process says of an error: one of several says all of it, the others a line."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return told
+    if error.told_by is not None:
+        told = f"ended as well: see rank {error.told_by}"
+    elif isinstance(error, InputError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        told = told.partition("\n")[0]  # the first process of the machine read the same files
+    return f"[rank {os.environ['RANK']}] {told}"

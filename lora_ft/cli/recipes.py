@@ -18,12 +18,16 @@ from lora_ft.cli.environment import (
     needs_rows,
     quiet_libraries,
     read_checked,
+    refuse_lonely_task,
     refuse_target,
+    shared_dir,
     task_facts,
 )
 from lora_ft.cli.output import print_panel, print_table
+from lora_ft.errors import InputError
 
 if TYPE_CHECKING:
+    from lora_ft.recipe.schema import Recipe
     from lora_ft.tasks.base import Task
 
 
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE ...]")
 @click.option("--overwrite", is_flag=True, help="Replace the adapter that is already in the output folder.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the output folder.")
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of the output folder.")
+@click.option("--auto-resume", is_flag=True, help="The same where there is one; start, or be done, where there is not.")
 @click.option("--modules", is_flag=True, help="Also list the modules that train.")
 @click.option("--no-feature-cache", is_flag=True, help="Keep no tokens of large data sets for the next run.")
 @click.pass_context
@@ -41,12 +46,18 @@ def train(
     overrides: tuple[str, ...],
     overwrite: bool,
     resume: bool,
+    auto_resume: bool,
     modules: bool,
     no_feature_cache: bool,
 ) -> None:
     """Train the adapter of RECIPE and write its folder."""
     checked = read_checked(recipe, overrides)
-    refuse_target(checked, overwrite=overwrite, resume=resume)
+    refuse_lonely_task()
+    if overwrite and (resume or auto_resume):
+        raise InputError("train: --overwrite starts anew, --resume and --auto-resume go on. Give one of them")
+    if auto_resume and is_finished(checked):
+        return
+    refuse_target(checked, overwrite=overwrite, resume=resume, auto_resume=auto_resume)
     quiet_libraries(context.obj["debug"], offline=checked.offline)
     import psutil
 
@@ -64,7 +75,9 @@ def train(
         RunOptions(
             overwrite=overwrite,
             resume=resume,
-            asked_world_size=asked_world_size(parent.cmdline() if parent else []),
+            auto_resume=auto_resume,
+            asked_world_size=asked_world_size(parent.cmdline() if parent else [], told=os.environ.get("WORLD_SIZE")),
+            shared_dir=shared_dir(parent),
             cache_dir=cache_dir(),
             command=shlex.join(["lora-ft", "train", str(recipe), *overrides]),
             list_modules=modules,
@@ -80,6 +93,17 @@ def train(
     needed = result.manifest.run["columns"] if result.manifest is not None else ()
     predict = predict_command(shown, load_task(checked.task), needed=needed, example=result.example)
     click.echo(f"adapter: {shown}\nnext:    lora-ft evaluate {shlex.quote(shown)}\n         {predict}")
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """Whether the adapter of a recipe is there already, whole; says so once for all processes."""
+    from lora_ft.train.checkpoints import finished
+
+    if not finished(recipe):
+        return False
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"finished already: {os.path.relpath(Path(recipe.training_args['output_dir']) / 'adapter')}")
+    return True
 
 
 def predict_command(adapter: str, task: Task, *, needed: Sequence[str], example: str) -> str:

@@ -55,10 +55,11 @@ class FeatureCache:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.folder / f"{key}.lock", mode=0o600)
+            # no soft lock instead: that of a process which died on another machine would be waited for without end
+            lock = filelock.FileLock(self.folder / f"{key}.lock", mode=0o600, fallback_to_soft=False)
             _acquire(lock)
-        except OSError as error:
-            logger.info("feature cache: %s: cannot be used: %s", self.folder, error.strerror or error)
+        except (OSError, NotImplementedError) as error:
+            logger.info("feature cache: %s: cannot be used: %s", self.folder, error)
             return make()
         try:
             found = self._read(key)

@@ -23,6 +23,9 @@ OWNED: dict[str, dict[str, str]] = {
         "eval_do_concat_batches": "the metrics are computed over all rows at once. Leave it out",
         "eval_use_gather_object": "the metrics gather tensors. Leave it out",
         "resume_from_checkpoint": "going on is said on the command line: `lora-ft train RECIPE --resume`",
+        "restore_callback_states_from_checkpoint": "going on restores all of a run. Leave it out",
+        "ignore_data_skip": "going on seeks: no row is read again to be skipped. Leave it out",
+        "enable_jit_checkpoint": "SIGTERM always saves a checkpoint. Leave it out",
         "overwrite_output_dir": (
             "a finished adapter is replaced only by `lora-ft train RECIPE --overwrite`. Give another "
             "output_dir, or go on with --resume"

@@ -194,6 +194,11 @@ class Task(ABC):
     def collator(self, problem: Problem, *, training: bool = False) -> Callable[[Sequence[Mapping[str, Any]]], Any]:
         """A function from a list of features to a padded batch: a dict of tensors, `labels` among them if known."""
 
+    def collates_by_chance(self, problem: Problem) -> bool:
+        """Whether the training collator draws from the global generators, which it is then given for each batch."""
+        del problem
+        return False
+
     def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
         """The model's outputs for a batch, from which `loss` and `answer` follow."""
         del problem

@@ -113,6 +113,11 @@ class FillMask(Task):
         vocabulary = vocabulary_of(problem.processor)
         return lambda features: masked_batch(features, problem, vocabulary=vocabulary, training=training)
 
+    def collates_by_chance(self, problem: Problem) -> bool:
+        """See `Task.collates_by_chance`: which words are hidden."""
+        del problem
+        return True
+
     def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
         """See `Task.forward`."""
         return model(**{name: batch[name] for name in batch if name in problem.processor.model_input_names})

@@ -107,6 +107,10 @@ class ImageClassification(Task):
 
         return collate
 
+    def collates_by_chance(self, problem: Problem) -> bool:
+        """See `Task.collates_by_chance`: mixup and cutmix."""
+        return augmentation.Augmentation.of(problem.augmentation).mixes
+
     def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
         """See `Task.forward`."""
         del problem

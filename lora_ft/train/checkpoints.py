@@ -1,109 +1,227 @@
-"""Checkpoints of a run folder: which one to go on from, and never from one of another recipe."""
+"""Checkpoints of a run folder: which one to go on from, whether it is whole, and never one of another recipe.
+
+    runs/shop/checkpoint-264/checkpoint.json    {"format": 1, "step": 264, "best_step": 176, "files": {...}, "run": ...}
+
+Nothing heavy is imported here: what is wrong shows before torch is loaded. See docs/checkpoints.md.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_ft.adapters.verify import MANIFEST, hash_file, verify_files
 from lora_ft.errors import AdapterError
 from lora_ft.recipe.reader import parse_document, read_document
 from lora_ft.recipe.schema import Recipe
 from lora_ft.recipe.write import resolved_yaml
 
-RECORD = "recipe.yaml"
+RECORD, RECIPE, OPTIMIZER = "checkpoint.json", "recipe.yaml", "optimizer.pt"
+FORMAT = 1
 MAY_DIFFER = frozenset(
     f"training_args.{name}" for name in ("output_dir", "disable_tqdm", "report_to", "save_total_limit", "log_level")
 )
 """Keys that change nothing of what is learned."""
+PLACES = ("dataset.data_files.", "dataset.data_dir", "model.pretrained_model_name_or_path", "checks.")
+"""Beginnings of keys that may differ too: rows and base are compared themselves, see `lora_ft/train/same_run.py`."""
+SAME_PRODUCT = frozenset(
+    f"training_args.{name}" for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
+)
+"""Keys that may differ while their product with the number of processes does not; see `lora_ft/train/same_run.py`."""
 
 
-def checkpoint_to_resume(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole.
+
+    Attributes:
+        folder: Where it is.
+        step: The optimizer step after which it was saved.
+        best_step: The step of the best checkpoint until then; None where nothing was compared.
+        run: What the run was made of: processes, rows a step, base, data.
+        digest: SHA-256 of its record, and so of all that it holds.
+        has_optimizer: Whether a run can go on from it; `save_only_model` leaves it out.
+    """
+
+    folder: Path
+    step: int
+    best_step: int | None
+    run: Mapping[str, Any]
+    digest: str
+    has_optimizer: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        checkpoint: What to go on from; None: from the first step.
+        told: What the user should know of it, a line each.
+        damaged: Folders of checkpoints that are not whole; to be put aside.
+    """
+
+    checkpoint: Checkpoint | None
+    told: tuple[str, ...] = ()
+    damaged: tuple[Path, ...] = ()
+
+
+def where_to_start(recipe: Recipe, *, resume: bool, auto_resume: bool, overwrite: bool) -> Start:
     """Decides where a run begins, before anything heavy is loaded.
 
     Args:
         recipe: The recipe; its `output_dir` holds the checkpoints.
-        resume: Whether to go on from the newest checkpoint.
+        resume: Whether to go on from the newest checkpoint; there must be one.
+        auto_resume: Whether to go on from it if there is one.
         overwrite: Whether checkpoints of an earlier run may be given up.
 
     Returns:
-        The checkpoint to go on from, or None: from the start.
+        The newest whole checkpoint whose best one is whole too, or none.
 
     Raises:
         AdapterError: There is no checkpoint to resume from, it belongs to another recipe, or there are checkpoints of
             an earlier run and nobody said what to do with them.
     """
     folder = Path(recipe.training_args["output_dir"])
-    found = newest_checkpoint(folder)
-    if resume:
-        if found is None:
-            raise AdapterError(f"{folder}: no checkpoint to resume from. Leave out --resume to start anew")
-        refuse_other_recipe(folder / RECORD, recipe)
-        return found
-    if found is not None and not overwrite:
+    steps = _steps(folder)
+    if not (resume or auto_resume):
+        if steps and not overwrite:
+            raise AdapterError(
+                f"{folder}: there are checkpoints of an earlier run (newest: {steps[max(steps)].name}). Add --resume "
+                "to go on from there, --overwrite to give them up, or choose another training_args.output_dir"
+            )
+        return Start(None)
+    if not steps and resume:
+        raise AdapterError(f"{folder}: no checkpoint to resume from. Leave out --resume to start anew")
+    start = _newest_whole(steps)
+    if start.checkpoint is None:
+        if resume:
+            raise AdapterError(
+                f"{folder}: no checkpoint is whole: {'; '.join(start.told)}. Start anew with --overwrite"
+            )
+        return start
+    refuse_other_recipe(start.checkpoint.folder / RECIPE, recipe)
+    if not start.checkpoint.has_optimizer:
         raise AdapterError(
-            f"{folder}: there are checkpoints of an earlier run (newest: {found.name}). Add --resume to go on "
-            "from there, --overwrite to give them up, or choose another training_args.output_dir"
+            f"{start.checkpoint.folder}: holds the adapter alone, no optimizer (training_args.save_only_model: true): "
+            "a run cannot go on from it. Start anew with --overwrite"
         )
-    return None
+    return start
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest step, `checkpoint-264`; as transformers finds it, without importing it."""
-    found = {
-        path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*") if path.is_dir()
-    }
-    steps = {path: int(match.group(1)) for path, match in found.items() if match is not None}
-    return max(steps, key=steps.__getitem__, default=None)
-
-
-def make_run_folder(recipe: Recipe) -> None:
-    """Makes the run folder, before anything heavy is loaded.
+def finished(recipe: Recipe) -> bool:
+    """Whether the adapter of a recipe is there already, whole and made by this very recipe.
 
     Raises:
-        AdapterError: It cannot be made.
+        AdapterError: There is one that is damaged, or that another recipe made.
     """
-    folder = Path(recipe.training_args["output_dir"])
+    adapter = Path(recipe.training_args["output_dir"]) / "adapter"
+    if not (adapter / MANIFEST).is_file():
+        return False
+    verify_files(adapter)
+    refuse_other_recipe(adapter / RECIPE, recipe)
+    return True
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a checkpoint's record and makes sure that all it names is there, to the last bit.
+
+    Raises:
+        AdapterError: It is not whole; says what is wrong.
+    """
+    file = folder / RECORD
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AdapterError(
-            f"{folder}: cannot be made: {error.strerror}. Choose another training_args.output_dir"
-        ) from error
+        record = json.loads(file.read_bytes())
+        own = record.pop("sha256")
+        files, step, best = record["files"], int(record["step"]), record["best_step"]
+        run, written = dict(record["run"]), record["format"]
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder.name}: {RECORD} is missing: it was never finished") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{folder.name}: {RECORD} cannot be read ({type(error).__name__}: {error})") from error
+    if own != digest_of(record):
+        raise AdapterError(f"{folder.name}: {RECORD} was changed after it was written")
+    if written != FORMAT:
+        raise AdapterError(f"{folder.name}: {RECORD} has format {written}, this version reads {FORMAT}")
+    for name, expected in files.items():
+        place = folder / name
+        try:
+            same = place.stat().st_size == expected["bytes"] and hash_file(place).sha256 == expected["sha256"]
+        except OSError as error:
+            raise AdapterError(f"{folder.name}: {name} cannot be read: {error.strerror or error}") from error
+        if not same:
+            raise AdapterError(f"{folder.name}: {name} is not what was written")
+    return Checkpoint(folder, step, None if best is None else int(best), run, own, OPTIMIZER in files)
 
 
-def begin_run_folder(recipe: Recipe, *, resumed: bool) -> None:
-    """Records the recipe in the run folder; a run from the start first gives up the checkpoints of the one before."""
-    folder = Path(recipe.training_args["output_dir"])
-    if not resumed:
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-    temporary = folder / f".{RECORD}.tmp"
-    temporary.write_text(resolved_yaml(recipe), encoding="utf-8")
-    temporary.replace(folder / RECORD)
+def digest_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record without its own digest."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def checkpoint_folder(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, as transformers names it."""
+    return output_dir / f"checkpoint-{step}"
 
 
 def refuse_other_recipe(record: Path, recipe: Recipe) -> None:
-    """Refuses to go on with a recipe that is not the one of the checkpoints.
+    """Refuses to go on with a recipe that is not the one of a checkpoint or of an adapter.
+
+    Args:
+        record: The resolved recipe that lies within it.
+        recipe: The recipe.
 
     Raises:
-        AdapterError: It differs; with every key that does, or the record is missing.
+        AdapterError: It differs; with every key that does.
     """
-    if not record.is_file():
-        raise AdapterError(
-            f"{record}: missing, so nobody knows which recipe made the checkpoints. Start anew with --overwrite"
-        )
     then = dict(_flat(read_document(record).value))
     now = dict(_flat(parse_document(resolved_yaml(recipe), name=str(recipe.file)).value))
-    keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key) and key not in MAY_DIFFER)
+    keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    keys = [key for key in keys if key not in MAY_DIFFER | SAME_PRODUCT and not key.startswith(PLACES)]
     if keys:
         changes = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in keys[:5])
         raise AdapterError(
-            f"{record}: the checkpoints were made by another recipe ({changes}). Use that one, or start anew with "
-            "--overwrite"
+            f"{record.parent}: was made by another recipe ({changes}). Use that one, or start anew with --overwrite"
         )
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """Folders that are named like checkpoints, by their step."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    return {int(match.group(1)): path for match, path in found if match is not None and path.is_dir()}
+
+
+def _newest_whole(steps: Mapping[int, Path]) -> Start:
+    """The newest checkpoint that is whole, and whose best one is."""
+    told: list[str] = []
+    damaged: list[Path] = []
+    for step in sorted(steps, reverse=True):
+        try:
+            found = read_checkpoint(steps[step])
+            if found.best_step is not None and found.best_step != step:
+                _read_best(found)
+        except AdapterError as error:
+            told.append(f"damaged: {error}")
+            damaged.append(steps[step])
+            continue
+        if told:
+            told.append(f"going on from {found.folder.name}, the newest that is whole")
+        return Start(found, tuple(told), tuple(damaged))
+    return Start(None, tuple(told), tuple(damaged))
+
+
+def _read_best(checkpoint: Checkpoint) -> None:
+    """Makes sure that the best checkpoint that another one counts on is whole."""
+    assert checkpoint.best_step is not None
+    try:
+        read_checkpoint(checkpoint_folder(checkpoint.folder.parent, checkpoint.best_step))
+    except AdapterError as error:
+        raise AdapterError(f"{checkpoint.folder.name}: its best one is not whole: {error}") from error
 
 
 def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

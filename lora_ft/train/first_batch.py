@@ -21,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from lora_ft.assemble.answer import on_device
 from lora_ft.errors import GateError
 from lora_ft.models.precision import autocast_context
+from lora_ft.ops.shards import let_go, piece
 from lora_ft.train.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,11 @@ class WorstBatchFirst(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         """Tries it: model, optimizer and precision are prepared, and no row has been learned."""
-        if args.deepspeed or any(part in str(args.optim.value) for part in STEPS_IN_BACKWARD):
-            logger.info("worst batch first: not with %s", "deepspeed" if args.deepspeed else args.optim.value)
+        if self.trainer.in_step:
+            try_evaluation(self.trainer)
+        by_deepspeed = args.deepspeed_plugin is not None
+        if by_deepspeed or any(part in str(args.optim.value) for part in STEPS_IN_BACKWARD):
+            logger.info("worst batch first: not with %s", "deepspeed" if by_deepspeed else args.optim.value)
             return
         try_training(self.trainer)
 
@@ -95,12 +99,13 @@ def try_training(trainer: AdapterTrainer) -> None:
         started = time.perf_counter()
         failed = _try(trainer, attempt, worst.rows)
         if failed is None:
-            seconds = time.perf_counter() - started
+            trainer.worst_step_s = seconds = time.perf_counter() - started
             told = f"{_size(trainer, worst)}: forward, backward and a step in {seconds:.2f} s"
-            logger.info("worst batch first: %s%s", told, _peak(arguments.device))
+            logger.info("worst batch first: %s%s", told, peak(arguments.device))
             return
-        failed += _peak(arguments.device)
-        fits = _largest(trainer, attempt, worst.rows, _divisors(size, size * accumulated))
+        failed += peak(arguments.device)
+        sizes = divisors(size, size * accumulated)
+        fits = _largest(trainer, attempt, worst.rows, sizes) if not trainer.in_step else None
     raise _refusal(trainer, worst, failed, fits=fits, training=True)
 
 
@@ -125,8 +130,9 @@ def try_evaluation(trainer: AdapterTrainer) -> None:
         with same_chance(trainer.args.device):
             failed = _try(trainer, attempt, worst.rows)
             if failed is not None:
-                failed += _peak(trainer.args.device)
-                fits = _largest(trainer, attempt, worst.rows, _divisors(size, size))
+                failed += peak(trainer.args.device)
+                sizes = divisors(size, size)
+                fits = _largest(trainer, attempt, worst.rows, sizes) if not trainer.in_step else None
                 raise _refusal(trainer, worst, failed, fits=fits, training=False)
 
 
@@ -138,9 +144,10 @@ def as_it_was(model: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         model: The model, not wrapped.
         optimizer: torch's optimizer, not accelerate's.
     """
+    let_go(model)
     trainable = [one for one in model.parameters() if one.requires_grad]
-    tensors = [*trainable, *model.buffers()]
-    kept = [one.detach().to("cpu", copy=True) for one in tensors]  # not where memory is being measured
+    tensors = [piece(one.detach()) for one in (*trainable, *model.buffers())]
+    kept = [one.to("cpu", copy=True) for one in tensors]  # not where memory is being measured
     state = {key: copy.deepcopy(values) for key, values in optimizer.state.items()}
     groups = [
         {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
@@ -151,8 +158,8 @@ def as_it_was(model: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for one, before in zip(tensors, kept, strict=True):
-                one.copy_(before)
+            for one, value in zip(tensors, kept, strict=True):
+                one.copy_(value)
         for one in trainable:
             one.grad = None
         optimizer.state.clear()
@@ -206,6 +213,8 @@ def _try(trainer: AdapterTrainer, attempt: Callable[[Sequence[int]], None], rows
         told = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
     gc.collect()
     clear_device_cache()
+    if trainer.in_step:
+        return told  # the others wait for this process where they would need its piece, not here
     everybody = gather_object([told]) if trainer.args.world_size > 1 else [told]
     return next((one for one in everybody if one is not None), None)
 
@@ -219,7 +228,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _divisors(size: int, total: int) -> list[int]:
+def divisors(size: int, total: int) -> list[int]:
     """Batch sizes to try, each at most half of the one before, with which accumulation keeps `total` rows a step."""
     found: list[int] = []
     while size > 1:
@@ -241,7 +250,7 @@ def _size(trainer: AdapterTrainer, batch: Heaviest) -> str:
     return rows if trainer.prepared.task.lazy else f"{rows} x {batch.length} tokens"
 
 
-def _peak(device: torch.device) -> str:
+def peak(device: torch.device) -> str:
     """The peak of memory since it was last reset; nothing on a CPU."""
     if device.type != "cuda":
         return ""
@@ -251,11 +260,12 @@ def _peak(device: torch.device) -> str:
 
 def _refusal(trainer: AdapterTrainer, batch: Heaviest, failed: str, *, fits: int | None, training: bool) -> GateError:
     """The error with settings that fit, and other ways to need less."""
-    arguments, recipe = trainer.args, trainer.prepared.recipe
+    arguments = trainer.args
     key = f"training_args.per_device_{'train' if training else 'eval'}_batch_size"
     ways = []
     if fits is None:
-        ways.append("not even a batch of one row fits")
+        less = f"set {key} below {len(batch.rows)} (not tried: no process can try one without the others)"
+        ways.append(less if trainer.in_step else "not even a batch of one row fits")
     elif not training:
         ways.append(f"set {key}: {fits} (tried: it fits)")
     else:
@@ -265,14 +275,21 @@ def _refusal(trainer: AdapterTrainer, batch: Heaviest, failed: str, *, fits: int
             f"set {key}: {fits} and training_args.gradient_accumulation_steps: {accumulated} (tried: it fits, and a "
             f"step still learns of {total} rows)"
         )
-    others = []
+    others = less_memory(trainer, training=training)
+    what = "batch of the run" if training else "batch of the evaluation"
+    told = f"memory: the longest {what}, {_size(trainer, batch)}, does not fit ({failed}): "
+    leads = "It takes" if fits is None and not trainer.in_step else "Other ways"
+    also = f". {leads}: {', '.join(others)}" if others else ""
+    return GateError(f"{told}{'; '.join(ways)}{also}", gate=GATE)
+
+
+def less_memory(trainer: AdapterTrainer, *, training: bool) -> list[str]:
+    """Settings other than the batch size with which a run needs less memory."""
+    others, arguments = [], trainer.args
     if "max_length" in trainer.prepared.problem.settings:
         others.append(f"processor.max_length below {trainer.prepared.problem.settings['max_length']}")
     if training and not (arguments.gradient_checkpointing or arguments.activation_checkpointing):
         others.append("training_args.gradient_checkpointing: true")
-    if recipe.quantization_config is None:
+    if trainer.prepared.recipe.quantization_config is None:
         others.append("quantization_config: {load_in_4bit: true}")
-    what = "batch of the run" if training else "batch of the evaluation"
-    told = f"memory: the longest {what}, {_size(trainer, batch)}, does not fit ({failed}): "
-    also = f". {'It takes' if fits is None else 'Other ways'}: {', '.join(others)}" if others else ""
-    return GateError(f"{told}{'; '.join(ways)}{also}", gate=GATE)
+    return others

@@ -168,7 +168,7 @@ def look_at_gap(
     split = _sample(prepared, rows=len(prepared.rows["validation"]))
     train = measure(
         trainer.accelerator.unwrap_model(trainer.model), split, task=task, problem=problem,
-        precision=trainer.precision, arguments=trainer.args,
+        precision=trainer.precision, arguments=trainer.args, in_step=trainer.in_step, given_up=trainer.given_up,
     ).metrics  # fmt: skip
     main = str(trainer.args.metric_for_best_model or task.metrics[problem.problem_type][0]).removeprefix("eval_")
     both = Both(

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from lora_ft.errors import GateError
+from lora_ft.ops.shards import whole
 
 IGNORED_LABEL = -100
 
@@ -150,8 +151,8 @@ class GradientGate(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         """Looks at the gradients of one step."""
-        if args.deepspeed or args.fsdp or not self.watches:
-            return  # sharded gradients are not whole on any one process
+        if args.deepspeed_plugin is not None or not self.watches:
+            return  # DeepSpeed has made its step within the backward pass, and nothing is left to look at
         if self.passes_over_next:
             return
         trainable = {name: p for name, p in context["model"].named_parameters() if p.requires_grad}
@@ -160,9 +161,10 @@ class GradientGate(transformers.TrainerCallback):  # type: ignore[misc]
             if missing:
                 raise _no_gradient(missing, len(trainable))
             self._silent = set(trainable)
-        if not all(bool(tensor.grad.isfinite().all()) for tensor in trainable.values()):
+        gradients = {name: whole(tensor.grad) for name, tensor in trainable.items()}
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
             return  # with fp16 the first losses are scaled too high, and the scaler skips such a step
-        self._silent -= {name for name in self._silent if bool(trainable[name].grad.any())}
+        self._silent -= {name for name in self._silent if bool(gradients[name].any())}
         if self._silent and self._moved_steps >= 2:
             raise _no_gradient(sorted(self._silent), len(trainable))
         rates = [group["lr"] for group in context["optimizer"].param_groups]

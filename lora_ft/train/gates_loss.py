@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 
 import torch
@@ -55,16 +55,33 @@ class LossWatch:
         self.start_norms: list[float] = []
         self.recent_norms: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._zero = torch.zeros((), device=device)
-        self._sum = self._zero
+        self._sum, self._counted = self._zero, False
+        self._weight: torch.Tensor | float = 1.0
         self._losses: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
 
-    def add(self, loss: torch.Tensor, *, last_of_step: bool) -> None:
-        """Takes the loss of one of the batches of a step; they add up."""
-        self._sum = self._sum + loss.detach().sum()
+    def weigh(self, own: torch.Tensor, totals: torch.Tensor, *, processes: int) -> None:
+        """Takes what the losses of the next step are averaged over on this process, and on all.
+
+        A loss is a process's share of that of all, times the processes: where one has fewer rows than others, at the
+        end of an epoch, its own mean is looked at.
+
+        Args:
+            own: What `Task.totals` counted here.
+            totals: The same on all processes.
+            processes: How many there are.
+        """
+        here, everywhere = own.flatten()[0], totals.flatten()[0]
+        self._weight = torch.where(here > 0, everywhere / (here.clamp(min=1e-6) * processes), 1.0)
+
+    def add(self, loss: torch.Tensor | None, *, last_of_step: bool) -> None:
+        """Takes the loss of one of the batches of a step; they add up. None: of no row, a step of which has no loss."""
+        if loss is not None:
+            self._sum, self._counted = self._sum + loss.detach().sum() * self._weight, True
         if last_of_step:
-            self._losses.append(self._sum)
-            self._sum = self._zero
+            if self._counted:
+                self._losses.append(self._sum)
+            self._sum, self._counted = self._zero, False
 
     def add_norm(self, norm: torch.Tensor | float | None) -> None:
         """Takes the norm of a step's gradients, before they were clipped."""
@@ -98,6 +115,25 @@ class LossWatch:
         self._keep(losses, norms)
         if losses and "divergence" not in self.off:
             self._check_divergence(step=step, asked_rate=asked_rate)
+
+    def state(self) -> dict[str, list[float]]:
+        """All that was seen, for a checkpoint between two steps."""
+        return {
+            "start": list(self.start),
+            "recent": list(self.recent),
+            "start_norms": list(self.start_norms),
+            "recent_norms": list(self.recent_norms),
+            "losses": [float(one) for one in self._losses],
+            "norms": [float(one) for one in self._norms],
+        }
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Goes on from what `state` said."""
+        self.start, self.start_norms = list(state["start"]), list(state["start_norms"])
+        self.recent = deque(state["recent"], maxlen=self.recent.maxlen)
+        self.recent_norms = deque(state["recent_norms"], maxlen=self.recent_norms.maxlen)
+        self._losses = [self._zero + one for one in state["losses"]]
+        self._norms = [self._zero + one for one in state["norms"]]
 
     @property
     def falls(self) -> bool | None:

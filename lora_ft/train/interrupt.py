@@ -1,50 +1,124 @@
-"""Ctrl-C: a checkpoint at the next step, then the end; a second Ctrl-C ends at once."""
+"""SIGINT, SIGTERM and SIGUSR1: the run ends in order at the next safe point; a second signal ends it at once."""
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
-from types import FrameType
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import Any
 
-import transformers
+from lora_ft.errors import Interrupted
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SAME_S = 2.0
+"""Signals so near to the first are the same one: a launcher hands on what a terminal or Slurm has sent already."""
 
 
-class InterruptCallback(transformers.TrainerCallback):  # type: ignore[misc]
-    """Turns SIGINT into a checkpoint and an orderly end.
+class Stopped(KeyboardInterrupt):
+    """A signal where there is nothing to save; like Ctrl-C it passes by whatever catches errors.
 
-    Only in a run of one process: several would have to agree on the step first.
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+class Interruption:
+    """Takes the signals of a run over, and gives them back at its end.
+
+    Outside of `deferred` a signal ends what is being done, as Ctrl-C does: there is nothing to save yet. Within, it is
+    only remembered, and whoever reaches a safe point asks for it.
 
     Attributes:
-        received: Whether a signal came.
+        received: The first signal that came; None before.
     """
 
     def __init__(self) -> None:
-        self.received = False
-        self._before: Any = None
+        self.received: signal.Signals | None = None
+        self._at = 0.0
+        self._deferred = self._unheard = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Takes the signal over."""
-        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._receive)
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Asks for a checkpoint and the end."""
-        if self.received:
-            args.save_total_limit = None  # at 1 transformers 5.23 deletes what is not the best one when training ends
-            control.should_save = True
-            control.should_training_stop = True
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_back()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Gives the signal back."""
-        self.give_back()
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, signals wait for a safe point."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
 
-    def give_back(self) -> None:
-        """Restores the handler that was there before; also for a run that ended by an error."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Within, signals are dropped: the run is ending, and a launcher that sees another process end sends one."""
+        self._unheard = True
+        try:
+            yield
+        finally:
+            self._unheard = False
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the signal came."""
+        return time.monotonic() - self._at
+
+    def ended(self, told: str) -> Interrupted:
+        """The error that ends the run, with the exit code of its signal.
+
+        Args:
+            told: Where the run stands, and how to go on.
+        """
+        name = self.received.name if self.received is not None else "another process got a signal"
+        return Interrupted(f"{name}: {told}", exit_code=exit_code(self.received))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        self.give_back()
+        if os.getpid() != self._process:  # a forked worker, whose end is its parent's business
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        if self._unheard:
+            return
+        if self.received is not None:
+            if self.waited_s >= SAME_S:
+                self._give_back()
+                signal.raise_signal(number)
+            return
+        self.received, self._at = signal.Signals(number), time.monotonic()
+        if not self._deferred:
+            raise Stopped(self.received)
+        if logger.isEnabledFor(logging.INFO):
+            # written past Python's buffers: a handler may run in the middle of a print
+            told = f"{self.received.name}: ends at the next safe point, nothing will be lost; once more ends at once\n"
+            os.write(2, told.encode())
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def exit_code(number: signal.Signals | None) -> int:
+    """128 + the signal, as shells have it; SIGUSR1, with which schedulers announce the end, counts as SIGTERM."""
+    return 128 + (signal.SIGINT if number is signal.SIGINT else signal.SIGTERM)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import torch
 import transformers
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, reduce
 
 from lora_ft.assemble.answer import Answers, answer, join_rows
 from lora_ft.assemble.encode import EncodedRows, references_of
@@ -16,6 +17,10 @@ from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.precision import Precision
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.problem import Problem
+
+
+class GivenUp(Exception):
+    """A measurement was given up in its middle, because the run is to end."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ def measure(
     problem: Problem,
     precision: Precision,
     arguments: transformers.TrainingArguments,
+    in_step: bool = False,
     advance: Callable[[int], None] | None = None,
+    given_up: Callable[[], bool] | None = None,
 ) -> Measured:
     """Measures a model on a split; each process answers its part, and all know the result.
 
@@ -80,9 +87,21 @@ def measure(
         problem: What it is about.
         precision: What the model computes in.
         arguments: For the batch size, the workers, and which process this is.
+        in_step: Whether all processes must run the model equally often, because each has but a piece of it.
         advance: Called with the number of features done here.
+        given_up: Asked after each batch whether to stop there.
+
+    Raises:
+        GivenUp: One of the processes was to stop; all of them do.
     """
-    mine = answer(
+
+    def done(count: int) -> None:
+        if advance is not None:
+            advance(count)
+        if given_up is not None and (_said_by_one(given_up(), arguments) if in_step else given_up()):
+            raise GivenUp
+
+    mine = _answers_of(
         model,
         split.features,
         task=task,
@@ -92,15 +111,33 @@ def measure(
         share=(arguments.process_index, arguments.world_size),
         measure_loss=True,
         workers=arguments.dataloader_num_workers if task.lazy else 0,
-        advance=advance,
+        in_step=in_step,
+        advance=done,
     )
-    shares: list[Answers] = gather_object([mine]) if arguments.world_size > 1 else [mine]
+    shares: list[Answers | None] = gather_object([mine]) if arguments.world_size > 1 else [mine]
+    whole = [share for share in shares if share is not None]
+    if len(whole) < len(shares):
+        raise GivenUp
     answers = Answers(
-        parts={index: part for share in shares for index, part in share.parts.items()},
-        loss_sum=sum(share.loss_sum for share in shares),
-        items=sum(share.items for share in shares),
+        parts={index: part for share in whole for index, part in share.parts.items()},
+        loss_sum=sum(share.loss_sum for share in whole),
+        items=sum(share.items for share in whole),
     )
     return score(answers, split, task=task, problem=problem)
+
+
+def _said_by_one(mine: bool, arguments: transformers.TrainingArguments) -> bool:
+    """Whether any of the processes says so; all have to ask."""
+    sums: torch.Tensor = reduce(torch.tensor(float(mine), device=arguments.device), reduction="sum")
+    return bool(sums)
+
+
+def _answers_of(model: Any, features: EncodedRows, **how: Any) -> Answers | None:
+    """What a model answers, or None where it was given up."""
+    try:
+        return answer(model, features, **how)
+    except GivenUp:
+        return None
 
 
 def score(answers: Answers, split: Split, *, task: Task, problem: Problem) -> Measured:

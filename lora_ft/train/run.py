@@ -18,24 +18,34 @@ from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.examined_short import examined_in_short
 from lora_ft.assemble.fresh import FreshAdapter, build
 from lora_ft.assemble.prepare import Prepared, prepare
-from lora_ft.errors import Interrupted, RunError
+from lora_ft.data.shared import forget
+from lora_ft.errors import AdapterError
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.arguments import planned_steps, training_arguments
-from lora_ft.train.checkpoints import begin_run_folder, checkpoint_to_resume, make_run_folder
+from lora_ft.train.checkpoint_folder import begin_run_folder, make_run_folder, together
+from lora_ft.train.checkpoints import Start, where_to_start
+from lora_ft.train.failures import Failures
 from lora_ft.train.first_batch import GATE as WORST_BATCH_FIRST
 from lora_ft.train.first_batch import WorstBatchFirst, try_evaluation
 from lora_ft.train.gap import look_at_gap
 from lora_ft.train.gates import GradientGate, check_moved, check_world_size, zero_tensors
-from lora_ft.train.interrupt import InterruptCallback
-from lora_ft.train.measure import Split, splits_to_measure
+from lora_ft.train.interrupt import Interruption, Stopped
+from lora_ft.train.measure import GivenUp, splits_to_measure
 from lora_ft.train.outcome import Compared, measure_adapter
-from lora_ft.train.progress import OneScreenProgress
-from lora_ft.train.save import Outcome, save_adapter
+from lora_ft.train.progress import OneScreenProgress, one_curve
+from lora_ft.train.resumable import Restored, ResumableTrainer
+from lora_ft.train.same_run import agree_on, difference, made_of
+from lora_ft.train.save import Outcome, TriedOut, save_adapter
+from lora_ft.train.sharded import adapter_state, trained
+from lora_ft.train.sharding import check_is_cut, check_sharding, lay_out, loaded_on, loaded_whole, sharding_of
 from lora_ft.train.supervision import check_supervision
 from lora_ft.train.trainer import AdapterTrainer, RankAllocation
 from lora_ft.train.weights import class_weights, draw_line, made_up_for, rows_of_an_epoch
+from lora_ft.train.world import check_batches, check_devices, settle
 
 logger = logging.getLogger(__name__)
+
+BEFORE_THE_FIRST_STEP = "ended before a step was made; nothing was changed. To go on: the same command again"
 
 
 @dataclass(frozen=True)
@@ -44,19 +54,24 @@ class RunOptions:
 
     Attributes:
         overwrite: Whether an adapter that is already there may be replaced.
-        resume: Go on from the last checkpoint in `output_dir`.
+        resume: Go on from the newest whole checkpoint in `output_dir`; there must be one.
+        auto_resume: Go on from it if there is one.
         asked_world_size: Number of processes the launcher was asked for, or None if nobody said.
         cache_dir: Where fingerprints of bases are remembered, and features of large splits.
         keep_features: Whether features may be kept there.
+        shared_dir: What the processes of this run on this machine have in common while rows are prepared; None: it is
+            alone here. It is removed as soon as all have read it.
         command: The command line, for the model card.
         list_modules: Whether to log every kind of module that trains.
     """
 
     overwrite: bool = False
     resume: bool = False
+    auto_resume: bool = False
     asked_world_size: int | None = None
     cache_dir: Path | None = None
     keep_features: bool = True
+    shared_dir: Path | None = None
     command: str = ""
     list_modules: bool = False
 
@@ -100,41 +115,86 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
         InputError: Something the user gave is wrong; nothing was written.
         GateError: The run was stopped because it would have ended silently wrong.
     """
+    with Interruption() as interruption, Failures(recipe, interruption) as failures:
+        try:
+            return _train(recipe, options, failures)
+        except Stopped:
+            raise interruption.ended(BEFORE_THE_FIRST_STEP) from None
+        finally:
+            forget(options.shared_dir)
+
+
+def _train(recipe: Recipe, options: RunOptions, failures: Failures) -> TrainResult:
+    interruption = failures.interruption
     folder = Path(recipe.training_args["output_dir"]) / "adapter"
     check_target(folder, overwrite=options.overwrite)
-    checkpoint = checkpoint_to_resume(recipe, resume=options.resume, overwrite=options.overwrite)
+    start = where_to_start(recipe, resume=options.resume, auto_resume=options.auto_resume, overwrite=options.overwrite)
     cache = options.cache_dir / "features" if options.cache_dir is not None and options.keep_features else None
-    prepared = prepare(recipe, features_dir=cache)
+    prepared = prepare(recipe, features_dir=cache, shared_dir=options.shared_dir)
     taught = check_supervision(prepared)
     arguments, precision = training_arguments(prepared)
+    failures.watch(arguments)
     if "world-size" not in recipe.checks_off:
         check_world_size(options.asked_world_size, arguments.world_size)
+        check_devices(arguments)
+    check_batches(arguments)
+    sharding = sharding_of(arguments)
+    check_sharding(recipe, arguments, kind=sharding, precision=precision)
+    now = agreed_start(start, prepared, arguments, cache_dir=options.cache_dir)
     make_run_folder(recipe)
     looked_at = examined_in_short(prepared) if arguments.process_index == 0 else []
     say((*prepared.lines(), *truncation_lines(prepared), *taught, *looked_at))
-    fresh = build(prepared, precision=precision, total_steps=planned_steps(arguments, rows_of_an_epoch(prepared)))
+    steps = planned_steps(arguments, rows_of_an_epoch(prepared))
+    with loaded_whole(arguments, sharding):
+        fresh = build(prepared, precision=precision, total_steps=steps, device=loaded_on(recipe, sharding))
     report = trainable_report(fresh.model)
     say((report.line(), *(f"  {line}" for line in report.table_lines() if options.list_modules)))
-    interrupt = InterruptCallback()
-    splits = splits_to_measure(prepared)
-    trainer = make_trainer(prepared, fresh, arguments, splits=splits)
-    refuse_sharding(trainer)
+    trainer = make_trainer(prepared, fresh, arguments, start=start, made_of=now, interruption=interruption)
+    failures.follow(trainer)
+    check_is_cut(trainer, sharding)
+    lay_out(trainer)
+    settle(trainer, shared_dir=options.shared_dir)
     say(batch_lines(trainer))
-    compared = before_the_first_step(trainer, interrupt, resumed=checkpoint is not None)
+    compared = before_the_first_step(trainer)
     takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose
     silent = frozenset() if takes_ranks_away else zero_tensors(fresh.model.named_parameters())
     if arguments.should_save:
-        begin_run_folder(recipe, resumed=checkpoint is not None)
-    seconds = fit(trainer, interrupt, checkpoint=checkpoint)
-    if "moved" not in recipe.checks_off:
-        check_moved(((name, p) for name, p in fresh.model.named_parameters() if p.requires_grad), initially_zero=silent)
+        begin_run_folder(start, Path(arguments.output_dir))
+    with interruption.deferred():
+        seconds = fit(trainer)
+        if "moved" not in recipe.checks_off:
+            check_moved(trained(trainer), initially_zero=silent)
+        try:
+            return finish(trainer, fresh, compared, options=options, folder=folder, seconds=seconds)
+        except GivenUp:
+            raise interruption.ended(
+                f"ended after the last step, before the adapter was written. {trainer.to_go_on()}"
+            ) from None
+
+
+def finish(
+    trainer: ResumableTrainer,
+    fresh: FreshAdapter,
+    compared: Compared,
+    *,
+    options: RunOptions,
+    folder: Path,
+    seconds: float,
+) -> TrainResult:
+    """Measures a trained adapter and writes its folder.
+
+    Raises:
+        GivenUp: A signal came while it was measured; the checkpoint of the last step is there.
+    """
     prepared, metrics = measure_adapter(trainer)
     baseline = compared.baseline()
     learned = baseline.is_beaten(metrics, prepared)
     gap = look_at_gap(trainer, prepared, metrics, baseline=baseline.metrics)
+    arguments = trainer.args
     main_metric = str(arguments.metric_for_best_model or prepared.task.metrics[prepared.problem.problem_type][0])
-    manifest = None
-    if arguments.should_save:
+    tensors, manifest = adapter_state(trainer), None
+    tried = TriedOut.of(prepared, fresh) if arguments.should_save or trainer.in_step else None
+    if tensors is not None and tried is not None:
         outcome = Outcome(
             metrics=metrics,
             baseline=baseline.metrics,
@@ -146,6 +206,8 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
             folder,
             prepared=prepared,
             fresh=fresh,
+            tensors=tensors,
+            tried=tried,
             outcome=outcome,
             cache_dir=options.cache_dir,
             overwrite=options.overwrite,
@@ -153,6 +215,29 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
     trainer.accelerator.wait_for_everyone()
     main, example = main_metric.removeprefix("eval_"), prepared.task.example_word(prepared.problem)
     return TrainResult(folder, manifest, metrics, baseline.metrics, learned, main, seconds, example)
+
+
+def agreed_start(
+    start: Start, prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None
+) -> dict[str, Any]:
+    """Makes sure that all processes begin at the same place, with what the checkpoint was made of.
+
+    Returns:
+        What checkpoints of this run remember; empty on the processes that do not write.
+
+    Raises:
+        AdapterError: They do not, or it is another run.
+    """
+    agree_on(start.checkpoint, world_size=arguments.world_size)
+    now, told = {}, None
+    if arguments.process_index == 0:
+        now = made_of(prepared, arguments, cache_dir=cache_dir)
+        told = difference(start.checkpoint, now) if start.checkpoint is not None else None
+        say(start.told if told is None else ())
+    told = together(arguments.world_size, told)
+    if told is not None:
+        raise AdapterError(told)
+    return now
 
 
 def say(lines: Iterable[str]) -> None:
@@ -182,42 +267,22 @@ def facts_of(trainer: AdapterTrainer, *, seconds: float) -> dict[str, Any]:
     }
 
 
-def fit(trainer: AdapterTrainer, interrupt: InterruptCallback, *, checkpoint: Path | None) -> float:
+def fit(trainer: ResumableTrainer) -> float:
     """Runs the training loop.
 
     Returns:
         Its wall time in seconds.
 
     Raises:
-        Interrupted: Ctrl-C; a checkpoint was saved.
+        Interrupted: A signal; a checkpoint was saved.
     """
     started = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        interrupt.give_back()
+        trainer.train(resume_from_checkpoint=str(trainer.checkpoint) if trainer.checkpoint else None)
+    except GivenUp:  # of what is to be beaten
+        raise trainer.interruption.ended(BEFORE_THE_FIRST_STEP) from None
     trainer.look_at_losses()
-    if interrupt.received:
-        raise Interrupted(
-            f"interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint was saved in "
-            f"{trainer.args.output_dir}. To go on: the same command with --resume"
-        )
     return time.perf_counter() - started
-
-
-def refuse_sharding(trainer: AdapterTrainer) -> None:
-    """Refuses launchers that cut parameters into shards: the adapter would be saved in pieces.
-
-    Raises:
-        RunError: FSDP, or DeepSpeed ZeRO-3.
-    """
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
-        raise RunError(
-            "FSDP and DeepSpeed ZeRO-3 shard the parameters, and this version cannot gather an adapter from shards. "
-            "Launch with DDP (accelerate launch --multi_gpu) or ZeRO-2; a quantized base (quantization_config) needs "
-            "the least memory"
-        )
 
 
 def truncation_lines(prepared: Prepared) -> list[str]:
@@ -231,22 +296,23 @@ def truncation_lines(prepared: Prepared) -> list[str]:
     return [f"cut at {prepared.problem.settings['max_length']} tokens: " + ", ".join(shares)]
 
 
-def before_the_first_step(trainer: AdapterTrainer, interrupt: InterruptCallback, *, resumed: bool) -> Compared:
+def before_the_first_step(trainer: ResumableTrainer) -> Compared:
     """Arranges what happens before the first step: the worst batches, then what the run has to beat.
 
-    Args:
-        trainer: The trainer.
-        interrupt: Takes Ctrl-C over, after all of that.
-        resumed: Whether the run goes on from a checkpoint, whose weights are no longer those before training.
+    A run that goes on is put back to where it was after all of that.
     """
     compared = Compared(trainer)
     if WORST_BATCH_FIRST not in trainer.prepared.recipe.checks_off:
-        try_evaluation(trainer)
+        if not trainer.in_step:
+            try_evaluation(trainer)
         trainer.add_callback(WorstBatchFirst(trainer))
-    if resumed:
-        compared.baseline()
+    if trainer.checkpoint is not None:  # what is to be beaten has the weights before training
+        if trainer.in_step:
+            trainer.before_restoring = compared.baseline
+        else:
+            compared.baseline()
     trainer.add_callback(compared)
-    trainer.add_callback(interrupt)
+    trainer.add_callback(Restored(trainer))
     return compared
 
 
@@ -255,8 +321,10 @@ def make_trainer(
     fresh: FreshAdapter,
     arguments: transformers.TrainingArguments,
     *,
-    splits: Mapping[str, Split],
-) -> AdapterTrainer:
+    start: Start,
+    made_of: Mapping[str, Any],
+    interruption: Interruption,
+) -> ResumableTrainer:
     """Puts the Trainer of a run together."""
     recipe, task, problem = prepared.recipe, prepared.task, prepared.problem
     callbacks: list[transformers.TrainerCallback] = [GradientGate()] if "gradients" not in recipe.checks_off else []
@@ -277,16 +345,20 @@ def make_trainer(
             labels=problem.labels,
             problem_type=problem.problem_type,
         )
-    trainer = AdapterTrainer(
+    trainer = ResumableTrainer(
+        made_of=made_of,
+        interruption=interruption,
+        checkpoint=start.checkpoint.folder if start.checkpoint is not None else None,
         prepared=prepared,
         precision=fresh.precision,
-        splits=splits,
+        splits=splits_to_measure(prepared),
         class_weight=weights,
         new_head=fresh.base.new_head,
         model=fresh.model,
         args=arguments,
         callbacks=callbacks,
     )
+    one_curve(trainer, begun_at=start.checkpoint.step if start.checkpoint is not None else 0)
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     if not arguments.disable_tqdm:

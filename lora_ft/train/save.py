@@ -8,11 +8,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from lora_ft.adapters.card import model_card
 from lora_ft.adapters.folder import write_adapter
-from lora_ft.adapters.manifest import BaseIdentity, Centroid, Manifest, installed_versions
+from lora_ft.adapters.manifest import BaseIdentity, Centroid, Manifest, Probe, installed_versions
 from lora_ft.adapters.probe import adapter_off, make_probe
 from lora_ft.adapters.verify import verify_files
 from lora_ft.assemble.embed import centroid_of
@@ -20,6 +21,7 @@ from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared, base_answers
 from lora_ft.assemble.probe import probe_batch, probe_forward
 from lora_ft.models.fingerprint import fingerprint
+from lora_ft.ops.shards import put_together
 from lora_ft.recipe.write import resolved_yaml
 
 
@@ -42,11 +44,38 @@ class Outcome:
     run: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class TriedOut:
+    """What a trained model answers, for those who load it.
+
+    Attributes:
+        probe: A batch and its answers.
+        centroid: Where the training rows lie for the base; None where it embeds nothing.
+    """
+
+    probe: Probe
+    centroid: Centroid | None
+
+    @classmethod
+    def of(cls, prepared: Prepared, fresh: FreshAdapter) -> TriedOut:
+        """Runs the model; all processes have to, where each has but a piece of it."""
+        probe = make_probe(
+            fresh.model,
+            probe_batch(prepared.task, prepared.problem),
+            forward=probe_forward(prepared.task, prepared.problem),
+            precision=fresh.precision.name,
+            quantization=fresh.base.quantization,
+        )
+        return cls(probe, _centroid(prepared, fresh))
+
+
 def save_adapter(
     folder: Path,
     *,
     prepared: Prepared,
     fresh: FreshAdapter,
+    tensors: Mapping[str, torch.Tensor],
+    tried: TriedOut,
     outcome: Outcome,
     cache_dir: Path | None,
     overwrite: bool,
@@ -57,6 +86,8 @@ def save_adapter(
         folder: Where it goes.
         prepared: Task, labels, rows and recipe.
         fresh: The trained model.
+        tensors: Adapter and head, whole, by peft's names.
+        tried: What the model answers.
         outcome: What the run came to.
         cache_dir: Where fingerprints of bases are remembered.
         overwrite: Whether an adapter that is there may be replaced.
@@ -67,7 +98,7 @@ def save_adapter(
     Raises:
         AdapterError: The folder cannot be written, or what was written is not what was meant.
     """
-    manifest = describe(prepared, fresh, outcome=outcome, cache_dir=cache_dir)
+    manifest = describe(prepared, fresh, tried=tried, outcome=outcome, cache_dir=cache_dir)
     recipe_generation = prepared.problem.generation
 
     def check(written: Path, _: Manifest) -> None:
@@ -76,6 +107,7 @@ def save_adapter(
     return write_adapter(
         folder,
         model=fresh.model,
+        tensors=tensors,
         processor=prepared.problem.processor,
         recipe_yaml=resolved_yaml(prepared.recipe),
         manifest=manifest,
@@ -91,7 +123,9 @@ def save_adapter(
     )
 
 
-def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache_dir: Path | None) -> Manifest:
+def describe(
+    prepared: Prepared, fresh: FreshAdapter, *, tried: TriedOut, outcome: Outcome, cache_dir: Path | None
+) -> Manifest:
     """The manifest of a trained adapter, without the files and tensors that only the writing knows."""
     recipe = prepared.recipe
     return Manifest(
@@ -115,14 +149,8 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
         settings=dict(prepared.problem.settings),
         precision=fresh.precision.name,
         quantization=fresh.base.quantization,
-        probe=make_probe(
-            fresh.model,
-            probe_batch(prepared.task, prepared.problem),
-            forward=probe_forward(prepared.task, prepared.problem),
-            precision=fresh.precision.name,
-            quantization=fresh.base.quantization,
-        ),
-        centroid=_centroid(prepared, fresh),
+        probe=tried.probe,
+        centroid=tried.centroid,
         preparation=dict(prepared.texts),
         checks_off=sorted(recipe.checks_off),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -148,7 +176,7 @@ def describe(prepared: Prepared, fresh: FreshAdapter, *, outcome: Outcome, cache
 
 def _centroid(prepared: Prepared, fresh: FreshAdapter) -> Centroid | None:
     """Of the training rows, by the base as it was before the run."""
-    with adapter_off(fresh.model):
+    with adapter_off(fresh.model), put_together(fresh.model):
         return centroid_of(
             fresh.model.get_base_model(),
             prepared.own_rows["train"],

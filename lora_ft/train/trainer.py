@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers.trainer import TRAINING_ARGS_NAME
+from accelerate.data_loader import SeedableRandomSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from lora_ft.adapters.optimizers import make_optimizer
+from lora_ft.assemble.encode import EncodedRows
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.balancing import DrawnSampler
 from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
 from lora_ft.data.encode import LazySplit
+from lora_ft.data.filled import GHOST, FilledRows, FilledSampler
 from lora_ft.models.precision import Precision
+from lora_ft.ops.shards import whole
+from lora_ft.train.chance import TrainingCollator
 from lora_ft.train.gates import GradientGate
 from lora_ft.train.gates_loss import LossWatch
 from lora_ft.train.measure import Split, measure
+from lora_ft.train.standing import Standing
 from lora_ft.train.weights import class_draw, training_loss
+
+ORDERS = LengthGroupedSampler | DrawnSampler | torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler
+"""What can be filled up; `batch_rebalance` hands out whole batches, as many as there are processes."""
 
 
 class RankAllocation(transformers.TrainerCallback):  # type: ignore[misc]
@@ -37,20 +44,24 @@ class RankAllocation(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 class EpochOfRows(transformers.TrainerCallback):  # type: ignore[misc]
-    """Tells rows that are encoded as they are read which epoch it is, so that they are varied anew in each.
+    """Tells rows that are encoded as they are read, and batches put together by chance, which epoch it is.
 
     accelerate 1.15 tells a dataset only where its sampler does not want to know, and on several processes ours does.
 
     Args:
         rows: The training rows.
+        collate: What puts batches together.
     """
 
-    def __init__(self, rows: LazySplit) -> None:
+    def __init__(self, rows: EncodedRows, collate: TrainingCollator) -> None:
         self.rows = rows
+        self.collate = collate
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         """Says it before the first row of an epoch is read."""
-        self.rows.set_epoch(int(state.epoch))
+        self.collate.set_epoch(int(state.epoch))
+        if isinstance(self.rows, LazySplit):
+            self.rows.set_epoch(int(state.epoch))
 
 
 class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -83,20 +94,24 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         new_head: bool,
         **arguments: Any,
     ) -> None:
-        validation = splits.get("validation")
+        validation, task, problem = splits.get("validation"), prepared.task, prepared.problem
+        collate = TrainingCollator(
+            task.collator(problem, training=True), seed=problem.seed if task.collates_by_chance(problem) else None
+        )
         super().__init__(
-            train_dataset=prepared.features["train"],
+            train_dataset=FilledRows(prepared.features["train"]),
             eval_dataset=validation.features if validation else None,
-            data_collator=prepared.task.collator(prepared.problem, training=True),
-            processing_class=prepared.problem.processor,
+            data_collator=collate,
+            processing_class=problem.processor,
             **arguments,
         )
-        if isinstance(self.train_dataset, LazySplit):
-            self.add_callback(EpochOfRows(self.train_dataset))
+        self.add_callback(EpochOfRows(prepared.features["train"], collate))
         self.prepared = prepared
         self.precision = precision
         self.splits = splits
         self.class_weight = class_weight
+        self.standing = Standing()
+        self.worst_step_s: float | None = None  # of one batch; `first_batch` measures it
         self.training_problem = replace(
             prepared.problem, loss={**prepared.problem.loss, **training_loss(prepared)}
         )  # evaluations measure the plain loss
@@ -120,13 +135,23 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         return self.prepared.task.uniform_loss(self.training_problem)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        """The order of an epoch; on several processes with ghosts at its end, see `FilledSampler`."""
+        order = self._order()
+        if self.args.world_size == 1 or self.args.dataloader_drop_last or not isinstance(order, ORDERS):
+            return order
+        if isinstance(order, torch.utils.data.RandomSampler):  # as accelerate makes it of a sampler that it can see
+            order = SeedableRandomSampler(order.data_source, data_seed=self._data_seed)
+        multiple = int(self._train_batch_size) * int(self.args.world_size)
+        return FilledSampler(order, rows=len(self.train_dataset), multiple=multiple)
+
+    def _order(self) -> torch.utils.data.Sampler[int] | None:
+        """The order of the rows of an epoch, the same on all processes."""
         if self.args.train_sampling_strategy != "group_by_length":
             if self.draw is not None:
                 return DrawnSampler(self.draw)
-            return super()._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
+            return super()._get_train_sampler(self.prepared.features["train"])  # type: ignore[no-any-return]
         return LengthGroupedSampler(
-            rows["length"][:],
+            self.train_dataset["length"][:],
             global_batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self._data_seed,
             draw=self.draw,
@@ -139,7 +164,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     def padding(self) -> float:
         """Tokens computed over real tokens in the first epoch."""
         lengths, size = self.train_dataset["length"][:], self.args.train_batch_size
-        order = list(self._get_train_sampler() or range(len(lengths)))
+        order = list(self._order() or range(len(lengths)))
         return padding_ratio(lengths, (order[start : start + size] for start in range(0, len(order), size)))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -160,13 +185,21 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """What the losses of all accumulated batches on all processes are averaged over."""
-        totals = torch.stack([self.prepared.task.totals(batch) for batch in batch_samples]).sum(0).to(device)
+        counts = [self.prepared.task.totals(batch) * int(GHOST not in batch) for batch in batch_samples]
+        totals = own = torch.stack(counts).sum(0).to(device)
         if self.args.world_size > 1:
-            totals = self.accelerator.reduce(totals, reduction="sum")
+            self.standing.at("reduction")
+            totals = self._reduced(own.flatten()).view_as(own)
+            self.watch.weigh(own, totals, processes=self.args.world_size)
         for gate in self._gates:
             if gate.watches:  # afterwards nobody has to wait for the accelerator here
                 gate.passes_over_next = not bool(totals.all())
         return totals
+
+    def _reduced(self, totals: torch.Tensor) -> torch.Tensor:
+        """The sums over all processes of what each says of a step, `(numbers,)`."""
+        sums: torch.Tensor = self.accelerator.reduce(totals, reduction="sum")
+        return sums
 
     def compute_loss(
         self,
@@ -175,8 +208,10 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The task's loss; times the processes, because DDP averages gradients over them."""
+        """The task's loss; times the processes, because DDP averages gradients over them; of a ghost, nothing."""
         task, problem = self.prepared.task, self.training_problem
+        counts = 0 if GHOST in inputs else self.args.world_size
+        inputs = {name: value for name, value in inputs.items() if name != GHOST}
         outputs = task.forward(model, inputs, problem)
         loss = task.loss(
             outputs,
@@ -186,23 +221,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             class_weight=self.class_weight,
             label_smoothing=self.args.label_smoothing_factor,
         )
-        loss = loss * self.args.world_size
+        loss = loss * counts
         return (loss, outputs) if return_outputs else loss
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Writes adapter and head of a checkpoint, as they are saved at the end, and the arguments.
-
-        peft (0.21) would look whether the vocabulary has grown, on the hub where it can, and fails on bases without
-        embeddings of tokens (wav2vec2 with letters of its own).
-        """
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(
-            str(folder), state_dict=state_dict, save_embedding_layers=False
-        )
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def training_step(
         self,
@@ -211,11 +231,28 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """One forward and backward; every loss is looked at, on an accelerator without waiting for it each step."""
+        self.standing.takes(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.watch.add(loss, last_of_step=self.accelerator.gradient_state.sync_gradients)
+        own = None if GHOST in inputs else loss
+        self.watch.add(own, last_of_step=self.accelerator.gradient_state.sync_gradients)
         if self.watch.due:
             self.look_at_losses()
         return loss
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a forward pass is a collective, because each process has but a piece of the weights."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        return bool(self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
+
+    def given_up(self) -> bool:
+        """Whether an evaluation is to be given up in its middle."""
+        return False
+
+    @property
+    def early_stopping(self) -> list[transformers.EarlyStoppingCallback]:
+        """The callbacks that count evaluations without progress."""
+        return [one for one in self.callback_handler.callbacks if isinstance(one, transformers.EarlyStoppingCallback)]
 
     def look_at_losses(self) -> None:
         """Stops a run whose losses went wrong; see `LossWatch.look`."""
@@ -224,6 +261,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = whole(norm) if isinstance(norm, torch.Tensor) else norm
         self.watch.add_norm(norm)
         return norm
 
@@ -244,7 +282,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
         measured = measure(
             self.accelerator.unwrap_model(self.model), split, task=self.prepared.task, problem=self.prepared.problem,
-            precision=self.precision, arguments=self.args, advance=advance,
+            precision=self.precision, arguments=self.args, in_step=self.in_step, advance=advance,
+            given_up=self.given_up,
         )  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.metrics.items()}
         return EvalLoopOutput(np.empty(0), None, metrics, len(split.rows))

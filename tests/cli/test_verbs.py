@@ -178,6 +178,24 @@ def test_an_adapter_that_is_there_needs_overwrite_and_says_so_before_torch_is_im
     assert "--overwrite" in told
 
 
+def test_an_adapter_that_is_finished_is_not_trained_again(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    file = write_recipe(tmp_path, tiny_bert, training_args={"num_train_epochs": 1})
+    code, out, _ = run("train", str(file), "--auto-resume")
+    assert code == 0
+    assert "finished already" not in out
+    made = (tmp_path / "run" / "adapter" / "manifest.json").read_bytes()
+    code, out, _ = run("train", str(file), "--auto-resume")
+    assert code == 0
+    assert out.startswith("finished already: ")
+    assert (tmp_path / "run" / "adapter" / "manifest.json").read_bytes() == made
+    code, _, error = run("train", str(file), "peft_config.r=2", "--auto-resume")
+    assert code == 2
+    assert "was made by another recipe (peft_config.r: 4 then, 2 now)" in error
+    code, _, error = run("train", str(file), "--auto-resume", "--overwrite")
+    assert code == 2
+    assert "Give one of them" in error
+
+
 def test_resume_without_a_checkpoint_is_refused(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
     code, _, error = run("train", write_recipe(tmp_path, tiny_bert), "--resume")
     assert code == 2

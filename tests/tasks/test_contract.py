@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -395,6 +396,21 @@ def test_variants_follow_from_the_seed_and_other_features_from_no_augmentation(
     assert list(made[0][0]) != list(other[0])
     plain, wild = (encode_rows(built.rows, task=built.task, problem=one) for one in (built.problem, problem))
     assert same(list(plain), list(wild))
+
+
+def test_a_training_collator_that_draws_by_chance_says_so(built: Built) -> None:
+    def stand() -> list[Any]:
+        numpys = np.random.get_state()
+        return [torch.get_rng_state().tolist(), numpys[1].tolist(), numpys[2], random.getstate()]
+
+    read_by_row = built.task.augmentation_fields if "variants" not in built.task.augmentation_fields else ()
+    wild = replace(built.problem, augmentation={name: VARIED[name] for name in read_by_row})
+    for problem in (built.problem, wild):
+        features = encode_rows(built.rows, task=built.task, problem=problem, training=True)
+        rows = [features[index] for index in range(len(features))]
+        collate, before = built.task.collator(problem, training=True), stand()
+        collate(rows)
+        assert (stand() != before) == built.task.collates_by_chance(problem)
 
 
 def test_what_is_perceived_of_a_row_is_what_is_encoded_of_it(built: Built, varying: Problem) -> None:

@@ -56,6 +56,23 @@ def test_a_run_that_diverged_within_its_first_steps_is_measured_by_equal_probabi
     assert "to 60" in stopped(wild, uniform=math.log(2))
 
 
+def test_a_step_of_no_row_has_no_loss_and_one_of_few_rows_their_mean() -> None:
+    one = LossWatch(CPU, off=frozenset(), uniform=None, new_head=True)
+    total = torch.tensor(5)
+    one.weigh(torch.tensor(0), total, processes=2)
+    one.add(None, last_of_step=False)
+    one.add(None, last_of_step=True)
+    assert one.due
+    one.look(step=0, learning_rate=1e-3, asked_rate=1e-3)
+    assert one.start == []
+    assert one.falls is None
+    one.weigh(torch.tensor(1), total, processes=2)  # the loss of its one row is 0.7: 2 x 0.7 / 5 of that of all
+    one.add(torch.tensor(2 * 0.7 / 5), last_of_step=False)
+    one.add(None, last_of_step=True)
+    one.look(step=1, learning_rate=1e-3, asked_rate=1e-3)
+    assert one.start == pytest.approx([0.7])
+
+
 def test_exploding_gradients_with_a_loss_that_does_not_fall_are_stopped() -> None:
     losses, norms = [0.7] * 20 + [0.8] * 30, [1.0] * 25 + [500.0] * 25
     assert "the norm of the gradients rose from 1 to 250" in stopped(losses, norms=norms)

@@ -216,7 +216,7 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_ends_with_the_adapter_of_a_whole_r
     with pytest.raises(AdapterError, match="no checkpoint"):
         train(read(file), RunOptions(resume=True))
     monkeypatch.setattr(AdapterTrainer, "training_step", interrupted_at(23))
-    with pytest.raises(Interrupted, match="interrupted at step 24 of 64"):
+    with pytest.raises(Interrupted, match="SIGINT: ended after step 24 of 64"):
         train(read(file), RunOptions())
     monkeypatch.undo()
     assert (tmp_path / "cut" / "run" / "checkpoint-24").is_dir()

@@ -104,7 +104,7 @@ def test_a_balanced_run_that_was_interrupted_ends_with_the_adapter_of_a_whole_on
     whole = train(read(unequal(tmp_path / "whole", tiny_bert, **sections)), RunOptions())
     file = unequal(tmp_path / "cut", tiny_bert, **sections)
     monkeypatch.setattr(AdapterTrainer, "training_step", interrupted_at(5))
-    with pytest.raises(Interrupted, match="interrupted at step 6 of 12"):
+    with pytest.raises(Interrupted, match="SIGINT: ended after step 6 of 12"):
         train(read(file), RunOptions())
     monkeypatch.undo()
     resumed = train(read(file), RunOptions(resume=True))

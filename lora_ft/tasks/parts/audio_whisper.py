@@ -146,6 +146,9 @@ def transcribe(model: Any, input_features: torch.Tensor, problem: Problem) -> to
         problem: Its prompt and the recipe's generation settings.
     """
     import torch
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    from lora_ft.ops.shards import is_cut
 
     prompt = torch.tensor(problem.settings["prompt"], device=input_features.device)
     inner = unwrapped(model)
@@ -160,6 +163,7 @@ def transcribe(model: Any, input_features: torch.Tensor, problem: Problem) -> to
             attention_mask=prompt.new_ones(rows, frames),
             decoder_input_ids=prompt.expand(rows, -1),
             return_timestamps=False,
+            synced_gpus=is_cut(model) or is_deepspeed_zero3_enabled(),  # Whisper does not look itself
             **named,
         )
     finally:

@@ -107,6 +107,8 @@ def generate(
     import torch
     import transformers
 
+    from lora_ft.ops.shards import is_cut
+
     inner = unwrapped(model)
     config = generation_of(model, problem, ends=ends, stops=stops).config
     given = 1 if inner.config.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -115,7 +117,12 @@ def generate(
     devices = [device] if device.type != "cpu" else []
     with _generation_config(inner, config), torch.random.fork_rng(devices, device_type=device.type):
         torch.manual_seed(problem.seed)
-        found: torch.Tensor = model.generate(**inputs, stopping_criteria=criteria, streamer=streamer)
+        found: torch.Tensor = model.generate(
+            **inputs,
+            stopping_criteria=criteria,
+            streamer=streamer,
+            synced_gpus=is_cut(model) or None,  # None: transformers knows it of ZeRO-3, and of its own FSDP
+        )
     return found
 
 

@@ -1,0 +1,1 @@
+"""Machine -> accelerate configuration -> command, without torch."""
