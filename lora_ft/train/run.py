@@ -9,38 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from lora_ft.adapters.attach import trainable_report
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.adapters.target import check_target
-from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.examined_short import examined_in_short
 from lora_ft.assemble.fresh import FreshAdapter, build
 from lora_ft.assemble.prepare import Prepared, prepare
 from lora_ft.data.shared import forget
-from lora_ft.errors import AdapterError
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.arguments import planned_steps, training_arguments
-from lora_ft.train.checkpoint_folder import begin_run_folder, make_run_folder, together
-from lora_ft.train.checkpoints import Start, where_to_start
+from lora_ft.train.checkpoint_folder import begin_run_folder, make_run_folder
+from lora_ft.train.checkpoints import where_to_start
 from lora_ft.train.failures import Failures
-from lora_ft.train.first_batch import GATE as WORST_BATCH_FIRST
-from lora_ft.train.first_batch import WorstBatchFirst, try_evaluation
 from lora_ft.train.gap import look_at_gap
-from lora_ft.train.gates import GradientGate, check_moved, check_world_size, zero_tensors
+from lora_ft.train.gates import check_moved, check_world_size, zero_tensors
 from lora_ft.train.interrupt import Interruption, Stopped
-from lora_ft.train.measure import GivenUp, splits_to_measure
+from lora_ft.train.measure import GivenUp
 from lora_ft.train.outcome import Compared, measure_adapter
-from lora_ft.train.progress import OneScreenProgress, one_curve
-from lora_ft.train.resumable import Restored, ResumableTrainer
-from lora_ft.train.same_run import agree_on, difference, made_of
+from lora_ft.train.resumable import ResumableTrainer
+from lora_ft.train.same_run import agreed_start
 from lora_ft.train.save import Outcome, TriedOut, save_adapter
+from lora_ft.train.setup import before_the_first_step, make_trainer
 from lora_ft.train.sharded import adapter_state, trained
 from lora_ft.train.sharding import check_is_cut, check_sharding, lay_out, loaded_on, loaded_whole, sharding_of
 from lora_ft.train.supervision import check_supervision
-from lora_ft.train.trainer import AdapterTrainer, RankAllocation
-from lora_ft.train.weights import class_weights, draw_line, made_up_for, rows_of_an_epoch
+from lora_ft.train.trainer import AdapterTrainer
+from lora_ft.train.weights import draw_line, made_up_for, rows_of_an_epoch
 from lora_ft.train.world import check_batches, check_devices, settle
 
 logger = logging.getLogger(__name__)
@@ -217,29 +211,6 @@ def finish(
     return TrainResult(folder, manifest, metrics, baseline.metrics, learned, main, seconds, example)
 
 
-def agreed_start(
-    start: Start, prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None
-) -> dict[str, Any]:
-    """Makes sure that all processes begin at the same place, with what the checkpoint was made of.
-
-    Returns:
-        What checkpoints of this run remember; empty on the processes that do not write.
-
-    Raises:
-        AdapterError: They do not, or it is another run.
-    """
-    agree_on(start.checkpoint, world_size=arguments.world_size)
-    now, told = {}, None
-    if arguments.process_index == 0:
-        now = made_of(prepared, arguments, cache_dir=cache_dir)
-        told = difference(start.checkpoint, now) if start.checkpoint is not None else None
-        say(start.told if told is None else ())
-    told = together(arguments.world_size, told)
-    if told is not None:
-        raise AdapterError(told)
-    return now
-
-
 def say(lines: Iterable[str]) -> None:
     """Logs lines, one event each."""
     for line in lines:
@@ -294,73 +265,3 @@ def truncation_lines(prepared: Prepared) -> list[str]:
         for split, count in prepared.truncated.items()
     ]
     return [f"cut at {prepared.problem.settings['max_length']} tokens: " + ", ".join(shares)]
-
-
-def before_the_first_step(trainer: ResumableTrainer) -> Compared:
-    """Arranges what happens before the first step: the worst batches, then what the run has to beat.
-
-    A run that goes on is put back to where it was after all of that.
-    """
-    compared = Compared(trainer)
-    if WORST_BATCH_FIRST not in trainer.prepared.recipe.checks_off:
-        if not trainer.in_step:
-            try_evaluation(trainer)
-        trainer.add_callback(WorstBatchFirst(trainer))
-    if trainer.checkpoint is not None:  # what is to be beaten has the weights before training
-        if trainer.in_step:
-            trainer.before_restoring = compared.baseline
-        else:
-            compared.baseline()
-    trainer.add_callback(compared)
-    trainer.add_callback(Restored(trainer))
-    return compared
-
-
-def make_trainer(
-    prepared: Prepared,
-    fresh: FreshAdapter,
-    arguments: transformers.TrainingArguments,
-    *,
-    start: Start,
-    made_of: Mapping[str, Any],
-    interruption: Interruption,
-) -> ResumableTrainer:
-    """Puts the Trainer of a run together."""
-    recipe, task, problem = prepared.recipe, prepared.task, prepared.problem
-    callbacks: list[transformers.TrainerCallback] = [GradientGate()] if "gradients" not in recipe.checks_off else []
-    if recipe.early_stopping.early_stopping_patience is not None:
-        callbacks.append(
-            transformers.EarlyStoppingCallback(
-                early_stopping_patience=recipe.early_stopping.early_stopping_patience,
-                early_stopping_threshold=recipe.early_stopping.early_stopping_threshold,
-            )
-        )
-    if recipe.peft_config["peft_type"] == "ADALORA":
-        callbacks.append(RankAllocation())
-    weights = None
-    if task.weighs_classes and recipe.loss.class_weight is not None:
-        weights = class_weights(
-            recipe.loss.class_weight,
-            references_of(prepared.rows["train"], task=task, problem=problem),
-            labels=problem.labels,
-            problem_type=problem.problem_type,
-        )
-    trainer = ResumableTrainer(
-        made_of=made_of,
-        interruption=interruption,
-        checkpoint=start.checkpoint.folder if start.checkpoint is not None else None,
-        prepared=prepared,
-        precision=fresh.precision,
-        splits=splits_to_measure(prepared),
-        class_weight=weights,
-        new_head=fresh.base.new_head,
-        model=fresh.model,
-        args=arguments,
-        callbacks=callbacks,
-    )
-    one_curve(trainer, begun_at=start.checkpoint.step if start.checkpoint is not None else 0)
-    trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    if not arguments.disable_tqdm:
-        trainer.add_callback(OneScreenProgress())
-    return trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,10 +20,37 @@ from lora_ft.data.feature_cache import rows_digest
 from lora_ft.errors import AdapterError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.tasks.base import Task
-from lora_ft.train.checkpoints import Checkpoint
+from lora_ft.train.checkpoint_folder import together
+from lora_ft.train.checkpoints import Checkpoint, Start
+
+logger = logging.getLogger(__name__)
 
 MEASURED_ON = ("train", "validation")
 """Splits that decide what is learned, and which checkpoint is the best; `test` decides nothing."""
+
+
+def agreed_start(
+    start: Start, prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None
+) -> dict[str, Any]:
+    """Makes sure that all processes begin at the same place, with what the checkpoint was made of.
+
+    Returns:
+        What checkpoints of this run remember; empty on the processes that do not write.
+
+    Raises:
+        AdapterError: They do not, or it is another run.
+    """
+    agree_on(start.checkpoint, world_size=arguments.world_size)
+    now, told = {}, None
+    if arguments.process_index == 0:
+        now = made_of(prepared, arguments, cache_dir=cache_dir)
+        told = difference(start.checkpoint, now) if start.checkpoint is not None else None
+        for line in start.told if told is None else ():
+            logger.info("%s", line)
+    told = together(arguments.world_size, told)
+    if told is not None:
+        raise AdapterError(told)
+    return now
 
 
 def made_of(prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None) -> dict[str, Any]:

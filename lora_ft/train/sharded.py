@@ -156,6 +156,7 @@ def _deepspeed_state(trainer: AdapterTrainer) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     inner, flats = _flats(trainer)
+    _link(trainer, inner, flats)
     groups = [{name: value for name, value in one.items() if name != "params"} for one in inner.param_groups]
     indices: list[list[int]] = [[] for _ in groups]
     state: dict[int, dict[str, Any]] = {}
@@ -178,6 +179,12 @@ def _restore_deepspeed(trainer: AdapterTrainer, state: Mapping[str, Any]) -> Non
     inner, flats = _flats(trainer)
     for settings, saved in zip(inner.param_groups, state["param_groups"], strict=True):
         settings.update({name: value for name, value in saved.items() if name != "params"})
+    for flat in flats:
+        remembered = state["state"].get(state["param_groups"][flat.group]["params"][0], {})
+        inner.state[flat.piece].update(
+            {name: torch.zeros_like(flat.piece) for name, value in remembered.items() if _is_of_each_number(value)}
+        )
+    _link(trainer, inner, flats)
     left = [iter(group["params"]) for group in state["param_groups"]]
     for flat in flats:
         for parameter in flat.parameters:
@@ -186,6 +193,15 @@ def _restore_deepspeed(trainer: AdapterTrainer, state: Mapping[str, Any]) -> Non
                     safe_set_full_optimizer_state(parameter, value.to(parameter.device), name)
                 else:
                     inner.state[flat.piece][name] = value
+
+
+def _link(trainer: AdapterTrainer, inner: Any, flats: Sequence[Flat]) -> None:
+    """Has DeepSpeed find the state of each parameter; by itself (0.19) it looks after the step of the first group."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if trainer.accelerator.state.deepspeed_plugin.zero_stage < 3:
+        for flat in flats:
+            lazy_init_hp_params_optimizer_state(flat.parameters, flat.piece, inner.state)
 
 
 def _is_of_each_number(value: Any) -> bool:

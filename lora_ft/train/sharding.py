@@ -9,7 +9,7 @@ from typing import Literal
 import transformers
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import nn
-from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -180,6 +180,8 @@ def lay_out(trainer: AdapterTrainer) -> None:
         return
     plugin, base = trainer.accelerator.state.fsdp_plugin, trainer.model.get_base_model()
     apart = embeddings_of(base)
+    # autocast computes as on one process; FSDP's own casts would round adapter, logits and gradients to 16 bits
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
     if plugin.auto_wrap_policy is transformer_auto_wrap_policy and plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layers_of(base, apart=apart)
     shared = shared_weights(base, apart=apart)

@@ -33,6 +33,8 @@ HARD: dict[str, Any] = {
 }  # fmt: skip
 CHANCE = {"peft_config": {"lora_dropout": 0.1}, "model": {"dropout": 0.1}}
 KINDS = ("text-classification", "fill-mask")
+ADAPTER_ALONE = "no checkpoints"
+"""A kind of run whose only files are those of the adapter."""
 IN_ORDER = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
 ROWS = 12
 """Rows a step learns of, whatever the number of processes."""
@@ -60,6 +62,9 @@ class Campaign:
         sections: dict[str, Any] = {**CHANCE, "training_args": arguments}
         if kind == "fill-mask":
             sections |= {"task": kind, "dataset": {"columns": {"text": "text"}}}
+        elif kind == ADAPTER_ALONE:
+            arguments |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
+            arguments |= {"report_to": "none", "max_steps": 6}
         else:
             sections["early_stopping"] = {"early_stopping_patience": 4}
         return write_recipe(folder, self.base, **sections)
@@ -189,45 +194,48 @@ def spoil(file: Path, how: str, rng: random.Random) -> None:
 def disk(campaign: Campaign, *, trials: int, seed: int) -> dict[str, Any]:
     """A disk that is full at every point in turn: a file system of memory that grows until a run fits."""
     del trials, seed
-    reference = campaign.reference(KINDS[0], 1)
     wrong: list[str] = []
     full: Counter[str] = Counter()
-    size_kb = 32
-    while True:
-        folder = campaign.folder / f"disk-{size_kb}"
-        file = campaign.recipe(folder, KINDS[0], 1)
-        small = folder / "small"
-        small.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(small)], check=True)
-        output = f"training_args.output_dir={small / 'run'}"
-        ended = run(["train", str(file), output], world=1, folder=folder)
-        kept = small / "run"
-        if ended.codes == (0,):
+    fits: dict[str, int] = {}
+    for kind, step_kb in ((KINDS[0], 32), (ADAPTER_ALONE, 8)):
+        size_kb = step_kb
+        while kind not in fits:
+            name = f"disk-{kind.partition(' ')[0]}-{size_kb}"
+            folder = campaign.folder / name
+            file = campaign.recipe(folder, kind, 1)
+            small = folder / "small"
+            small.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(small)], check=True)
+            output = f"training_args.output_dir={small / 'run'}"
+            ended = run(["train", str(file), output], world=1, folder=folder)
+            if ended.codes == (0,):
+                fits[kind] = size_kb
+            else:
+                wrong += [f"{name}: {told}" for told in left_by_full_disk(small / "run", ended)]
+                shutil.copytree(small / "run", folder / "run")
+                said = ended.text.strip().splitlines()[-1]
+                full["a checkpoint" if "the checkpoint cannot be written" in said else "the adapter"] += 1
+                print(f"{name}: {said[:200]}", flush=True)
             subprocess.run(["umount", str(small)], check=True)
-            break
-        said = ended.text.strip().splitlines()[-1] if ended.text.strip() else ""
-        full["checkpoint" if "the checkpoint cannot be written" in said else "other"] += 1
-        if (
-            ended.codes != (1,)
-            or "Traceback" in ended.text
-            or not any(word in said for word in ("cannot be written", "full"))
-        ):
-            wrong.append(f"{folder.name}: {ended.codes}: {ended.text[-800:]}")
-        if kept.exists() and [
-            path.name for path in kept.iterdir() if path.name.startswith(".") or path.name == "adapter"
-        ]:
-            wrong.append(f"{folder.name}: left {sorted(path.name for path in kept.iterdir())}")
-        if kept.exists():
-            shutil.copytree(kept, folder / "run")
-        subprocess.run(["umount", str(small)], check=True)
-        ended = campaign.finish(file, world=1)
-        told = (
-            different(reference, folder / "run") if ended.codes == (0,) else f"then {ended.codes}: {ended.text[-600:]}"
-        )
-        wrong += [f"{folder.name}: {told}"] if told else []
-        print(f"{folder.name}: {said[:160]}", flush=True)
-        size_kb += 32
-    return {"trials": sum(full.values()), "full": dict(full), "fits_kb": size_kb, "wrong": wrong}
+            if ended.codes != (0,):
+                ended = campaign.finish(file, world=1)
+                told = (
+                    different(campaign.reference(kind, 1), folder / "run") if ended.codes == (0,) else ended.text[-600:]
+                )
+                wrong += [f"{name}: then {told}"] if told else []
+            shutil.rmtree(folder)
+            size_kb += step_kb
+    return {"trials": sum(full.values()), "full": dict(full), "fits_kb": fits, "wrong": wrong}
+
+
+def left_by_full_disk(kept: Path, ended: Ended) -> Iterator[str]:
+    """What a run that had no room should not have done."""
+    said = ended.text.strip().splitlines()[-1]
+    if ended.codes not in ((1,), (2,)) or "Traceback" in ended.text or "cannot be written" not in said:
+        yield f"{ended.codes}: {ended.text[-800:]}"
+    half = sorted(path.name for path in kept.iterdir() if path.name.startswith(".") or path.name == "adapter")
+    if half:
+        yield f"left {half}"
 
 
 def main() -> None:

@@ -144,7 +144,10 @@ def _reap(pids: Sequence[int], codes: dict[int, int]) -> None:
 
 def curve(run_folder: Path) -> list[dict[str, float]]:
     """What was logged, without times."""
-    newest = max(run_folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = list(run_folder.glob("checkpoint-*"))
+    if not found:
+        return []
+    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
     history = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return [
         {key: value for key, value in entry.items() if not key.endswith(("runtime", "per_second"))} for entry in history

@@ -56,7 +56,8 @@ def run_ranks(
     started = [
         subprocess.Popen(
             [sys.executable, "-m", module, str(folder)],
-            env={**environment(rank, world, port=port), **(variables or {})}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**environment(rank, world, port=port), **(variables or {})}, cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in range(world)
     ]  # fmt: skip
