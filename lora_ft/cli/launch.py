@@ -49,9 +49,6 @@ def launch(
     go_on = {name: passed_on[name] for name in ("overwrite", "resume", "auto_resume")}
     if go_on["overwrite"] and (go_on["resume"] or go_on["auto_resume"]):
         raise InputError("launch: --overwrite starts anew, --resume and --auto-resume go on. Give one of them")
-    if go_on["auto_resume"] and is_finished(checked):
-        return
-    refuse_target(checked, **go_on)
     from lora_ft.launch.choice import choose
     from lora_ft.launch.command import launch_command
     from lora_ft.launch.machine import find_machine
@@ -66,6 +63,10 @@ def launch(
         configuration=config,
     )
     flags = [f"--{name.replace('_', '-')}" for name in PASSED_ON if passed_on[name]]
+    if not dry_run:
+        if go_on["auto_resume"] and is_finished(checked):
+            return
+        refuse_target(checked, **go_on)
     command = launch_command(
         choice,
         machine.place,
@@ -97,14 +98,16 @@ def said_place(nodes: int | None, node_rank: int | None, head: str | None) -> Pl
         return None
     if nodes == 1:
         return Place()
+    given = (("--nodes", nodes), ("--node-rank", node_rank), ("--head", head))
+    said = [f"{name} {value}" for name, value in given if value is not None]
     host, _, port = (head or "").rpartition(":")
     if nodes is None and node_rank is None:
         slurm = slurm_place(os.environ)
         nodes, node_rank = (slurm.nodes, slurm.rank) if slurm.nodes > 1 else (None, None)
     if nodes is None or node_rank is None or not host or not port.isdigit():
         raise InputError(
-            f"launch: --nodes {nodes} --node-rank {node_rank} --head {head}: expected all three, the last as HOST:PORT."
-            " Each machine gets the same command but for --node-rank: 0, 1, ..."
+            f"launch: {' '.join(said)}: expected --nodes, --node-rank and --head HOST:PORT. Each machine gets the same "
+            "command but for --node-rank: 0, 1, ..."
         )
     if node_rank >= nodes:
         raise InputError(f"launch: --node-rank {node_rank}: of {nodes} machines, expected 0 to {nodes - 1}")

@@ -209,8 +209,6 @@ def _newest_whole(steps: Mapping[int, Path]) -> Start:
             told.append(f"damaged: {error}")
             damaged.append(steps[step])
             continue
-        if told:
-            told.append(f"going on from {found.folder.name}, the newest that is whole")
         return Start(found, tuple(told), tuple(damaged))
     return Start(None, tuple(told), tuple(damaged))
 

@@ -78,14 +78,17 @@ class Compared(transformers.TrainerCallback):  # type: ignore[misc]
         return self._baseline
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Measures it, where nobody has yet."""
+        """Measures it, where nobody has yet; what was looked at before the run was stopped is not looked at again."""
         self.baseline()
+        looked_at = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
+        if any(self._is_late(entry["step"], entry["epoch"], state) for entry in looked_at):
+            self._looks = False
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **context: Any
     ) -> None:
         """Looks at the first evaluation that comes late enough to say something."""
-        if not self._looks or metrics is None or (state.epoch < 1 and state.global_step < EARLY * state.max_steps):
+        if not self._looks or metrics is None or not self._is_late(state.global_step, state.epoch, state):
             return
         self._looks = False
         if state.global_step >= state.max_steps:
@@ -93,6 +96,11 @@ class Compared(transformers.TrainerCallback):  # type: ignore[misc]
         own = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         if self.baseline().is_beaten({"validation": own}, self.trainer.prepared) is False:
             logger.warning("%s", stuck(self.trainer, constant=self.baseline().constant is not None))
+
+    @staticmethod
+    def _is_late(step: int, epoch: float, state: Any) -> bool:
+        """Whether an evaluation comes late enough to say something."""
+        return epoch >= 1 or step >= EARLY * state.max_steps
 
 
 def stuck(trainer: AdapterTrainer, *, constant: bool) -> str:

@@ -27,6 +27,7 @@ from lora_ft.train.interrupt import Interruption, Stopped
 from lora_ft.train.measure import GivenUp
 from lora_ft.train.outcome import Compared, measure_adapter
 from lora_ft.train.resumable import ResumableTrainer
+from lora_ft.train.run_lock import RunLock
 from lora_ft.train.same_run import agreed_start
 from lora_ft.train.save import Outcome, TriedOut, save_adapter
 from lora_ft.train.setup import before_the_first_step, make_trainer
@@ -109,16 +110,16 @@ def train(recipe: Recipe, options: RunOptions) -> TrainResult:
         InputError: Something the user gave is wrong; nothing was written.
         GateError: The run was stopped because it would have ended silently wrong.
     """
-    with Interruption() as interruption, Failures(recipe, interruption) as failures:
+    with Interruption() as interruption, Failures(recipe, interruption) as failures, RunLock() as lock:
         try:
-            return _train(recipe, options, failures)
+            return _train(recipe, options, failures, lock)
         except Stopped:
             raise interruption.ended(BEFORE_THE_FIRST_STEP) from None
         finally:
             forget(options.shared_dir)
 
 
-def _train(recipe: Recipe, options: RunOptions, failures: Failures) -> TrainResult:
+def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLock) -> TrainResult:
     interruption = failures.interruption
     folder = Path(recipe.training_args["output_dir"]) / "adapter"
     check_target(folder, overwrite=options.overwrite)
@@ -136,6 +137,7 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures) -> TrainResu
     check_sharding(recipe, arguments, kind=sharding, precision=precision)
     now = agreed_start(start, prepared, arguments, cache_dir=options.cache_dir)
     make_run_folder(recipe)
+    lock.take(arguments)
     looked_at = examined_in_short(prepared) if arguments.process_index == 0 else []
     say((*prepared.lines(), *truncation_lines(prepared), *taught, *looked_at))
     steps = planned_steps(arguments, rows_of_an_epoch(prepared))

@@ -47,6 +47,8 @@ def agreed_start(
         told = difference(start.checkpoint, now) if start.checkpoint is not None else None
         for line in start.told if told is None else ():
             logger.info("%s", line)
+        if told is None and start.checkpoint is not None:
+            logger.info("going on after step %d, from %s", start.checkpoint.step, start.checkpoint.folder)
     told = together(arguments.world_size, told)
     if told is not None:
         raise AdapterError(told)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import convert_to_fp32
 from transformers.trainer_utils import EvalLoopOutput
 
 from lora_ft.adapters.optimizers import make_optimizer
@@ -19,7 +20,7 @@ from lora_ft.data.balancing import DrawnSampler
 from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
 from lora_ft.data.encode import LazySplit
 from lora_ft.data.filled import GHOST, FilledRows, FilledSampler
-from lora_ft.models.precision import Precision
+from lora_ft.models.precision import Precision, autocast_context
 from lora_ft.ops.shards import whole
 from lora_ft.train.chance import TrainingCollator
 from lora_ft.train.gates import GradientGate
@@ -212,7 +213,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         task, problem = self.prepared.task, self.training_problem
         counts = 0 if GHOST in inputs else self.args.world_size
         inputs = {name: value for name, value in inputs.items() if name != GHOST}
-        outputs = task.forward(model, inputs, problem)
+        outputs = self._outputs(model, inputs)
         loss = task.loss(
             outputs,
             inputs,
@@ -223,6 +224,14 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         )
         loss = loss * counts
         return (loss, outputs) if return_outputs else loss
+
+    def _outputs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """The task's forward pass in training; accelerate (1.15) puts no autocast around what FSDP cuts."""
+        task, problem = self.prepared.task, self.training_problem
+        if not self.is_fsdp_enabled:
+            return task.forward(model, inputs, problem)
+        with autocast_context(self.precision):
+            return convert_to_fp32(task.forward(model, inputs, problem))
 
     def training_step(
         self,

@@ -49,13 +49,13 @@ def test_what_is_wrong_is_refused_before_torch(recipe: Path) -> None:
         ["--nodes", "2", "--node-rank", "1", "--head", "host"],
         ["--resume"],
     )
-    told = refused(*(["launch", recipe, *words, "--dry-run"] for words in wrong))
+    told = refused(*(["launch", recipe, *words] for words in wrong))
     for text, words in zip(
         told,
         (
             "Did you mean 'lora_alpha'?", "Give one of them", "--config none.yaml: there is no such file",
-            "--node-rank None --head host:29500: expected all three", "of 2 machines, expected 0 to 1",
-            "--head host: expected all three, the last as HOST:PORT", "no checkpoint to resume from",
+            "--nodes 2 --head host:29500: expected --nodes, --node-rank", "of 2 machines, expected 0 to 1",
+            "--head host: expected --nodes, --node-rank and --head HOST:PORT", "no checkpoint to resume from",
         ),
         strict=True,
     ):  # fmt: skip

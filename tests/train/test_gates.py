@@ -19,7 +19,7 @@ from lora_ft.train.gates import (
     zero_tensors,
 )
 
-ARGS = SimpleNamespace(deepspeed=None, fsdp=None)
+ARGS = SimpleNamespace(deepspeed_plugin=None)
 
 
 class Pair(torch.nn.Module):
