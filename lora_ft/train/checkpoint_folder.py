@@ -19,7 +19,7 @@ from lora_ft.adapters.folder import at_once
 from lora_ft.adapters.verify import WEIGHTS, hash_file
 from lora_ft.errors import AdapterError
 from lora_ft.recipe.schema import Recipe
-from lora_ft.train.checkpoints import FORMAT, RECORD, Start, digest_of
+from lora_ft.train.checkpoints import FORMAT, RECORD, Start, checkpoints_in, digest_of
 
 LOOP, SCHEDULER, SCALER, STATE = "loop.pt", "scheduler.pt", "scaler.pt", "trainer_state.json"
 
@@ -66,11 +66,10 @@ def prune(output_dir: Path, *, keep: int | None, newest: int, best_step: int | N
     """
     if keep is None:
         return
-    found = sorted((int(path.name.rpartition("-")[2]), path) for path in output_dir.glob("checkpoint-*"))
-    kept = {newest, best_step}
-    others = [(step, path) for step, path in found if step not in kept]
-    room = keep - len([step for step, _ in found if step in kept])
-    for _, path in others[: max(0, len(others) - max(0, room))]:
+    found = checkpoints_in(output_dir)
+    kept = {newest, best_step} & found.keys()
+    others = [path for step, path in found.items() if step not in kept]
+    for path in others[: max(0, len(others) - max(0, keep - len(kept)))]:
         gone = path.with_name(f".{path.name}.gone")
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -92,8 +91,12 @@ def make_run_folder(recipe: Recipe) -> None:
 
 
 def begin_run_folder(start: Start, output_dir: Path) -> None:
-    """Removes what nobody will go on from: what a killed run had half written, damaged checkpoints, given-up ones."""
-    old = output_dir.glob("checkpoint-*") if start.checkpoint is None else start.damaged
+    """Removes what a killed run had half written, and checkpoints that were given up; damaged ones are put aside."""
+    for folder in start.damaged:
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    old = checkpoints_in(output_dir).values() if start.checkpoint is None else ()
     for folder in (*output_dir.glob(".checkpoint-*"), *output_dir.glob(".adapter.tmp-*"), *old):
         shutil.rmtree(folder)
 

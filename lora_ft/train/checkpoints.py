@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ft.adapters.verify import MANIFEST, hash_file, verify_files
-from lora_ft.errors import AdapterError
+from lora_ft.errors import AdapterError, InputError
 from lora_ft.recipe.reader import parse_document, read_document
 from lora_ft.recipe.schema import Recipe
 from lora_ft.recipe.write import resolved_yaml
@@ -88,7 +88,7 @@ def where_to_start(recipe: Recipe, *, resume: bool, auto_resume: bool, overwrite
             an earlier run and nobody said what to do with them.
     """
     folder = Path(recipe.training_args["output_dir"])
-    steps = _steps(folder)
+    steps = checkpoints_in(folder)
     if not (resume or auto_resume):
         if steps and not overwrite:
             raise AdapterError(
@@ -133,6 +133,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         AdapterError: It is not whole; says what is wrong.
+        InputError: Whether it is whole cannot be said: another version wrote it, or it cannot be read.
     """
     file = folder / RECORD
     try:
@@ -142,18 +143,25 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         run, written = dict(record["run"]), record["format"]
     except FileNotFoundError as error:
         raise AdapterError(f"{folder.name}: {RECORD} is missing: it was never finished") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}. Mend that, then go on") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{folder.name}: {RECORD} cannot be read ({type(error).__name__}: {error})") from error
     if own != digest_of(record):
         raise AdapterError(f"{folder.name}: {RECORD} was changed after it was written")
     if written != FORMAT:
-        raise AdapterError(f"{folder.name}: {RECORD} has format {written}, this version reads {FORMAT}")
+        raise InputError(
+            f"{file}: has format {written}, this version of lora_ft reads {FORMAT}. Go on with the version that wrote "
+            "it, or start anew with --overwrite"
+        )
     for name, expected in files.items():
         place = folder / name
         try:
             same = place.stat().st_size == expected["bytes"] and hash_file(place).sha256 == expected["sha256"]
+        except FileNotFoundError as error:
+            raise AdapterError(f"{folder.name}: {name} is missing") from error
         except OSError as error:
-            raise AdapterError(f"{folder.name}: {name} cannot be read: {error.strerror or error}") from error
+            raise InputError(f"{place}: cannot be read: {error.strerror or error}. Mend that, then go on") from error
         if not same:
             raise AdapterError(f"{folder.name}: {name} is not what was written")
     return Checkpoint(folder, step, None if best is None else int(best), run, own, OPTIMIZER in files)
@@ -162,6 +170,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def digest_of(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record without its own digest."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a folder is named after; None where it is named otherwise, such as `checkpoint-8.bak`."""
+    named = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(named.group(1)) if named is not None else None
+
+
+def checkpoints_in(output_dir: Path) -> dict[int, Path]:
+    """Folders of a run folder that are named like checkpoints, by their step, oldest first."""
+    found = {step_of(path): path for path in output_dir.glob("checkpoint-*") if path.is_dir()}
+    return {step: found[step] for step in sorted(one for one in found if one is not None)}
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -190,36 +210,43 @@ def refuse_other_recipe(record: Path, recipe: Recipe) -> None:
         )
 
 
-def _steps(folder: Path) -> dict[int, Path]:
-    """Folders that are named like checkpoints, by their step."""
-    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
-    return {int(match.group(1)): path for match, path in found if match is not None and path.is_dir()}
-
-
 def _newest_whole(steps: Mapping[int, Path]) -> Start:
-    """The newest checkpoint that is whole, and whose best one is."""
+    """The newest checkpoint that is whole, and whose best one is.
+
+    Raises:
+        AdapterError: There are whole ones, and the best one that they all count on is not.
+    """
     told: list[str] = []
     damaged: list[Path] = []
+    without_best: list[str] = []
     for step in sorted(steps, reverse=True):
         try:
             found = read_checkpoint(steps[step])
-            if found.best_step is not None and found.best_step != step:
-                _read_best(found)
         except AdapterError as error:
             told.append(f"damaged: {error}")
             damaged.append(steps[step])
             continue
-        return Start(found, tuple(told), tuple(damaged))
+        lost = _lost_best(found)
+        if lost is None:
+            return Start(found, tuple(told), tuple(damaged))
+        without_best.append(f"{found.folder.name} is whole, but its best one is not: {lost}")
+    if without_best:
+        raise AdapterError(
+            f"{next(iter(steps.values())).parent}: {'; '.join(without_best)}. Put the best one back, or start anew "
+            "with --overwrite"
+        )
     return Start(None, tuple(told), tuple(damaged))
 
 
-def _read_best(checkpoint: Checkpoint) -> None:
-    """Makes sure that the best checkpoint that another one counts on is whole."""
-    assert checkpoint.best_step is not None
+def _lost_best(checkpoint: Checkpoint) -> str | None:
+    """What is wrong with the best checkpoint that another one counts on; None where nothing is."""
+    if checkpoint.best_step is None or checkpoint.best_step == checkpoint.step:
+        return None
     try:
         read_checkpoint(checkpoint_folder(checkpoint.folder.parent, checkpoint.best_step))
     except AdapterError as error:
-        raise AdapterError(f"{checkpoint.folder.name}: its best one is not whole: {error}") from error
+        return str(error)
+    return None
 
 
 def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

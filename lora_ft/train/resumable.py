@@ -31,7 +31,7 @@ from lora_ft.train.checkpoint_folder import (
     write_state,
     write_weights,
 )
-from lora_ft.train.checkpoints import OPTIMIZER, RECIPE, checkpoint_folder, read_checkpoint
+from lora_ft.train.checkpoints import OPTIMIZER, RECIPE, checkpoint_folder, read_checkpoint, step_of
 from lora_ft.train.interrupt import Interruption
 from lora_ft.train.loop_state import Pending
 from lora_ft.train.measure import GivenUp
@@ -188,8 +188,8 @@ class ResumableTrainer(AdapterTrainer):
         return best
 
     def to_go_on(self) -> str:
-        """Saves the last step where the recipe wants no checkpoints; says how a run that was ended goes on."""
-        if self.args.save_strategy == transformers.trainer_utils.SaveStrategy.NO:
+        """Saves the last step where no checkpoint can go on; says how a run that was ended goes on."""
+        if self.args.save_strategy == transformers.trainer_utils.SaveStrategy.NO or self.args.save_only_model:
             self._write(None, None)
         return f"A checkpoint is in {self.args.output_dir}. To go on: the same command with --resume"
 
@@ -265,9 +265,9 @@ class ResumableTrainer(AdapterTrainer):
         return None
 
     def _best_step(self) -> int | None:
-        """The step of the best checkpoint until now."""
+        """The step of the best checkpoint until now, where the run will end with it."""
         best = self.state.best_model_checkpoint
-        return None if best is None else int(Path(best).name.rpartition("-")[2])
+        return step_of(Path(best)) if best is not None and self.args.load_best_model_at_end else None
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Puts a run that is cut into shards back once it is; DeepSpeed would look for a checkpoint of its own."""

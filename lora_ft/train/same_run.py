@@ -44,7 +44,7 @@ def agreed_start(
     now, told = {}, None
     if arguments.process_index == 0:
         now = made_of(prepared, arguments, cache_dir=cache_dir)
-        told = difference(start.checkpoint, now) if start.checkpoint is not None else None
+        told = other_run(start.checkpoint, now) if start.checkpoint is not None else None
         for line in start.told if told is None else ():
             logger.info("%s", line)
         if told is None and start.checkpoint is not None:
@@ -94,7 +94,7 @@ def split_digest(rows: datasets.Dataset, task: Task) -> str:
     return digest.hexdigest()
 
 
-def difference(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str | None:
+def other_run(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str | None:
     """Why a checkpoint cannot go on: other data, another base, or steps of another size.
 
     Args:

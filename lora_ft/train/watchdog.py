@@ -181,10 +181,13 @@ class Watchdog:
         Args:
             most_s: How long to wait for it.
         """
-        until = time.monotonic() + most_s
+        until, since = time.monotonic() + most_s, time.monotonic()
         while time.monotonic() < until:
             gone = self.gone()
-            if self.first is not None or gone is not None:
+            if gone is None:
+                since = time.monotonic()
+            # one that left in order has said so, and it is heard within a beat
+            if self.first is not None or time.monotonic() - since > 2 * self.beat_s:
                 return self.first or gone
             time.sleep(self.beat_s / 4)
         return None

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,11 +17,11 @@ import filelock
 import pytest
 import torch
 
-from lora_ft.errors import AdapterError, Interrupted, RunError
+from lora_ft.errors import AdapterError, InputError, Interrupted, RunError
 from lora_ft.train import checkpoint_folder, resumable, run_lock
 from lora_ft.train.agreement import Agreement
 from lora_ft.train.checkpoint_folder import prune, write_checkpoint
-from lora_ft.train.checkpoints import Start, read_checkpoint, where_to_start
+from lora_ft.train.checkpoints import Start, digest_of, read_checkpoint, where_to_start
 from lora_ft.train.interrupt import SAME_S, Interruption, Stopped
 from lora_ft.train.run import RunOptions, train
 from tests.toy import read, write_recipe
@@ -69,7 +71,7 @@ def test_the_newest_whole_checkpoint_is_the_start_and_its_record_comes_back(tmp_
     [
         (lambda folder: (folder / "optimizer.pt").write_bytes(b"moments" * 99), "optimizer.pt is not what was written"),
         (lambda folder: flip(folder / "optimizer.pt"), "optimizer.pt is not what was written"),
-        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt cannot be read: No such file"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda folder: (folder / "checkpoint.json").unlink(), "checkpoint.json is missing: it was never finished"),
         (lambda folder: (folder / "checkpoint.json").write_text("{"), "checkpoint.json cannot be read"),
         (lambda folder: (folder / "checkpoint.json").write_text("[]"), "checkpoint.json cannot be read"),
@@ -99,12 +101,22 @@ def changed(file: Path) -> None:
     file.write_text(file.read_text(encoding="utf-8").replace('"world_size": 1', '"world_size": 2'), encoding="utf-8")
 
 
-def test_a_checkpoint_whose_best_one_is_damaged_is_not_used(tmp_path: Path, recipe: Any) -> None:
+def test_whole_checkpoints_whose_best_one_is_damaged_are_neither_used_nor_given_up(tmp_path: Path, recipe: Any) -> None:
     flip(write(tmp_path / "run", 8) / "optimizer.pt")
     write(tmp_path / "run", 16, best_step=8)
-    assert start(recipe).checkpoint is None
-    with pytest.raises(AdapterError, match=r"no checkpoint is whole: damaged: checkpoint-16: its best one is"):
-        start(recipe, resume=True)
+    for how in ({"resume": True}, {"auto_resume": True}):
+        with pytest.raises(AdapterError, match=r"checkpoint-16 is whole, but its best one is not: checkpoint-8: optim"):
+            start(recipe, **how)
+
+
+def test_a_checkpoint_of_another_version_is_no_damaged_one(tmp_path: Path, recipe: Any) -> None:
+    record = write(tmp_path / "run", 8) / "checkpoint.json"
+    content = json.loads(record.read_bytes())
+    del content["sha256"]
+    content["format"] = 7
+    record.write_text(json.dumps({**content, "sha256": digest_of(content)}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"has format 7, this version of lora_ft reads 1\. Go on with the version"):
+        start(recipe)
 
 
 def test_without_a_word_checkpoints_of_an_earlier_run_are_neither_used_nor_lost(tmp_path: Path, recipe: Any) -> None:
@@ -123,6 +135,7 @@ def test_the_newest_and_the_best_checkpoint_outlive_the_limit(
 ) -> None:
     for step in (4, 8, 12, 16):
         write(tmp_path / "run", step)
+    (tmp_path / "checkpoint-4.bak").mkdir()
     prune(tmp_path / "run", keep=keep, newest=16, best_step=best)
     names = sorted(int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").iterdir())
     assert names == left
@@ -170,6 +183,29 @@ def test_signals_that_come_together_are_one_and_a_later_one_ends_at_once(monkeyp
         assert interruption.ended("here").exit_code == 143
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+STUCK = """
+import ctypes
+from lora_ft.train import interrupt
+interrupt.SAME_S = 0.2
+with interrupt.Interruption() as interruption, interruption.deferred():
+    library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(lock)
+    print("stuck", flush=True)
+    library.pthread_mutex_lock(lock)
+"""
+
+
+def test_a_second_signal_ends_a_process_whose_main_thread_waits_in_a_library() -> None:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline() == "stuck\n"
+        stuck.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            stuck.wait(timeout=1)
+        stuck.send_signal(signal.SIGTERM)
+        assert stuck.wait(timeout=10) == 143
 
 
 def test_a_signal_before_the_first_step_ends_what_is_being_done() -> None:
@@ -233,9 +269,11 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, recipe: Any) -> 
     write(run, 8)
     for left in (".checkpoint-24.tmp-1-ab", ".checkpoint-4.gone", ".adapter.tmp-1-ab"):
         (run / left).mkdir()
-    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    (run / "checkpoint-notes.txt").write_text("mine", encoding="utf-8")
+    (run / "checkpoint-8.bak").mkdir()
     checkpoint_folder.begin_run_folder(start(recipe), run)
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-8", "notes.txt"]
+    names = ["checkpoint-8", "checkpoint-8.bak", "checkpoint-notes.txt", "damaged-checkpoint-16"]
+    assert sorted(path.name for path in run.iterdir()) == names
     assert json.loads((run / "checkpoint-8" / "checkpoint.json").read_bytes())["step"] == 8
 
 
