@@ -54,7 +54,7 @@ def write_checkpoint(
 
 
 def prune(output_dir: Path, *, keep: int | None, newest: int, best_step: int | None) -> None:
-    """Removes old checkpoints; the newest and the best one stay, whatever the limit.
+    """Removes old checkpoints; the newest and the best stay whatever the limit, and the best one of each that stays.
 
     A checkpoint is renamed before it is removed, so that none is ever found in part.
 
@@ -68,11 +68,25 @@ def prune(output_dir: Path, *, keep: int | None, newest: int, best_step: int | N
         return
     found = checkpoints_in(output_dir)
     kept = {newest, best_step} & found.keys()
-    others = [path for step, path in found.items() if step not in kept]
-    for path in others[: max(0, len(others) - max(0, keep - len(kept)))]:
+    others = [step for step in found if step not in kept]
+    staying = others[len(others) - max(0, min(len(others), keep - len(kept))) :]
+    needed = {_best_of(found[step]) for step in staying}
+    for step in others:
+        if step in staying or step in needed:
+            continue
+        path = found[step]
         gone = path.with_name(f".{path.name}.gone")
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _best_of(checkpoint: Path) -> int | None:
+    """The step of the best checkpoint that another one counts on; None where that cannot be read."""
+    try:
+        best: int | None = json.loads((checkpoint / RECORD).read_bytes())["best_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return best
 
 
 def make_run_folder(recipe: Recipe) -> None:

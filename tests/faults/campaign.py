@@ -115,6 +115,8 @@ def kills(campaign: Campaign, *, trials: int, seed: int) -> dict[str, Any]:
             if ended.phase is None:
                 if ended.codes != (0,) * world:
                     wrong.append(f"{name}: {ended.codes} before it was struck: {ended.text[-600:]}")
+                if met:
+                    break  # it went on and is done; the verdict is on that
                 if (file.parent / "run" / "adapter").exists():
                     shutil.rmtree(file.parent / "run")  # it was done before its moment came: once more from the start
                 continue
@@ -168,7 +170,6 @@ def damage(campaign: Campaign, *, trials: int, seed: int) -> dict[str, Any]:
         how = ("bit", "torn", "empty", "gone")[trial // len(names) % 4 if trial < 4 * len(names) else rng.randrange(4)]
         spoil(chosen, how, rng)
         done[f"{how} {chosen.name}"] += 1
-        (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
         ended = campaign.finish(folder / "recipe.yaml", world=1)
         if f"damaged: {victim.name}" not in ended.text or "going on after step " not in ended.text:
             wrong.append(f"{name}: {how} {chosen.name}: nothing was told: {ended.text[-600:]}")

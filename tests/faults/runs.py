@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ class Blow:
         phase = rng.choices(NAMES, (1, 5, 2, 4, 2, 1, 1, 1))[0]
         most = {"step": 85, "evaluation": 6, "writing": 40, "renaming": 6, "pruning": 6}.get(phase, 1)
         ranks = (tuple(range(world)),) if number != signal.SIGKILL else (tuple(range(world)), (0,), (world - 1,))
-        return cls(number, phase, rng.randint(1, most), rng.random() * 0.04, rng.choice(ranks))
+        delay_s = rng.random() * (3.0 if phase == "preparing" else 0.04)  # all of what comes before the first step
+        return cls(number, phase, rng.randint(1, most), delay_s, rng.choice(ranks))
 
 
 def run(arguments: Sequence[str], *, world: int, folder: Path, blow: Blow | None = None) -> Ended:
@@ -107,10 +109,12 @@ def _fork(arguments: Sequence[str], rank: int, world: int, *, port: int, phases:
         phases.watch()
         from lora_ft.cli.main import main
 
-        code = 0
         main()
+        code = 0
     except SystemExit as leave:
         code = int(leave.code or 0)
+    except BaseException:  # noqa: BLE001  # what the command line would have died of; a fork has to say it itself
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -141,6 +141,22 @@ def test_the_newest_and_the_best_checkpoint_outlive_the_limit(
     assert names == left
 
 
+def test_the_best_one_of_a_checkpoint_that_stays_stays_too(tmp_path: Path, recipe: Any) -> None:
+    """Or nothing could go on where the newest, a new best one, is damaged."""
+    for step, best in ((4, 4), (8, 4), (12, 4), (16, 16)):
+        write(tmp_path / "run", step, best_step=best)
+    prune(tmp_path / "run", keep=2, newest=16, best_step=16)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoint-12",
+        "checkpoint-16",
+        "checkpoint-4",
+    ]
+    flip(tmp_path / "run" / "checkpoint-16" / "optimizer.pt")
+    found = start(recipe).checkpoint
+    assert found is not None
+    assert found.step == 12
+
+
 @pytest.mark.parametrize("at", ["adapter_model.safetensors", "optimizer.pt", "recipe.yaml"])
 def test_a_full_disk_costs_nothing_but_the_checkpoint(
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, at: str

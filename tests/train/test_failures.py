@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_too_little_memory_in_the_middle_of_a_run_says_how_large_the_batch_was_a
     monkeypatch.setattr(AdapterTrainer, "compute_loss", compute_loss)
     told = failed(tmp_path, tiny_bert)
     assert told.startswith("memory: too small at step 6, forward and backward, a batch of 8 rows x ")
-    assert " tokens (" in told and "this process holds 0." in told and "of the machine's " in told
+    assert re.search(r" tokens \(.*this process holds [\d.]+ .*of the machine's ", told), told
     assert "per_device_train_batch_size: 4 and training_args.gradient_accumulation_steps: 2 (a step still" in told
     assert "processor.max_length below 32" in told and told.endswith(GOES_ON)
 

@@ -179,7 +179,7 @@ SCENES: dict[str, tuple[Scene, str, str]] = {
     "few-labels": (few_labels, "gpt2", "few labels: 0."),
     "end-token": (end_token, "gpt2", "end token: 24 of 24 answers (first: feature 1) do not end with '<|endoftext|>'"),
     "one-label": (one_label, "bert", "all 128 training rows have the same label (negative)"),
-    "worst-batch-first": (worst_batch_first, "bert", "per_device_train_batch_size: 4"),
+    "worst-batch-first": (worst_batch_first, "bert", "(tried: it fits, and a step still learns of"),
     "packed-isolation": (packed_isolation, "gpt2", "the sequences of a packed row see each other"),
     "loss-at-start": (loss_at_start, "gpt2", "this base does not know its own vocabulary"),
     "finite-loss": (finite_loss, "bert", "loss: not finite"),

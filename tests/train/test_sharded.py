@@ -149,6 +149,7 @@ def others(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Run:
     return both_ways(folder, tiny_bert, names=names, module="tests.train.sharded_ranks", variables=FSDP)
 
 
+@pytest.mark.slow
 def test_fsdp_learns_measures_and_saves_what_one_process_does(fsdp: Run) -> None:
     alone, cut, _ = fsdp
     compare(alone / "adam" / "run", cut / "adam" / "run", weights=WEIGHTS["adam"])
@@ -187,6 +188,7 @@ def same_after_a_stop(cut: Path, said: list[list[dict[str, Any]]]) -> None:
         assert np.array_equal(second[name], tensor), name
 
 
+@pytest.mark.slow
 def test_an_adapter_out_of_shards_is_whole_for_us_and_for_plain_peft(fsdp: Run, tiny_bert: Path) -> None:
     folder = fsdp[1] / "adam" / "run" / "adapter"
     verify_files(folder)
@@ -198,6 +200,7 @@ def test_an_adapter_out_of_shards_is_whole_for_us_and_for_plain_peft(fsdp: Run, 
         assert np.array_equal(tensor.numpy(), saved[name]), name
 
 
+@pytest.mark.slow
 def test_checkpoints_out_of_shards_are_those_of_one_process(fsdp: Run) -> None:
     """So a run can go on without shards, or on other machines."""
     alone, cut, _ = fsdp
