@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import threading
 import time
@@ -134,12 +135,11 @@ class Interruption:
 
 
 def _end_at_the_second(heard: int) -> None:
-    """Ends the process where a signal comes later than `SAME_S` after the first; returns when nobody can tell any more.
-
-    The main thread ends it more gently where it can; this waits a moment for it.
+    """Ends the process where a signal comes `SAME_S` after the first or later, and the main thread does not see to it.
 
     Args:
-        heard: The end of a pipe that Python writes a byte to for each signal, whatever the main thread does.
+        heard: The end of a pipe that Python writes a byte to for each signal, whatever the main thread does; it is
+            closed as soon as nobody is to be ended any more.
     """
     first: float | None = None
     while number := os.read(heard, 1):
@@ -147,7 +147,9 @@ def _end_at_the_second(heard: int) -> None:
             continue
         first = first or time.monotonic()
         if time.monotonic() - first >= SAME_S:
-            time.sleep(SAME_S)
+            told, _, _ = select.select([heard], [], [], SAME_S)
+            if told and not os.read(heard, 1):
+                break  # the main thread heard it, and has given the signals back
             os._exit(exit_code(signal.Signals(number[0])))
     os.close(heard)
 
