@@ -60,14 +60,28 @@ def needs_rows(task: Task, needed: Sequence[str]) -> bool:
     return not alone or (len(needed) > 1 and task.argument in needed)
 
 
-def refuse_target(recipe: Recipe, *, overwrite: bool, resume: bool, auto_resume: bool) -> None:
-    """Refuses an output folder that may not be written to, or resumed from, in less time than torch takes to import."""
-    from lora_ft.adapters.target import check_target
-    from lora_ft.train.checkpoints import where_to_start
+def refuse_contradiction(verb: str, *, overwrite: bool, resume: bool, auto_resume: bool) -> None:
+    """Refuses to start anew and to go on at once."""
+    if overwrite and (resume or auto_resume):
+        raise InputError(f"{verb}: --overwrite starts anew, --resume and --auto-resume go on. Give one of them")
 
-    folder = Path(recipe.training_args["output_dir"])
-    check_target(folder / "adapter", overwrite=overwrite)
+
+def finished_already(recipe: Recipe, *, overwrite: bool, resume: bool, auto_resume: bool) -> bool:
+    """Whether there is nothing to train, which is said once for all processes.
+
+    Refuses an output folder that may not be written to, or resumed from, in less time than torch takes to import.
+    """
+    from lora_ft.adapters.target import check_target
+    from lora_ft.train.checkpoints import finished, where_to_start
+
+    adapter = Path(recipe.training_args["output_dir"]) / "adapter"
+    if auto_resume and finished(recipe):
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(f"finished already: {os.path.relpath(adapter)}")
+        return True
+    check_target(adapter, overwrite=overwrite)
     where_to_start(recipe, resume=resume, auto_resume=auto_resume, overwrite=overwrite)
+    return False
 
 
 def cache_dir() -> Path:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from lora_ft.cli.environment import read_checked, refuse_target
-from lora_ft.cli.recipes import is_finished
+from lora_ft.cli.environment import finished_already, read_checked, refuse_contradiction
 from lora_ft.errors import InputError
 from lora_ft.launch.machine import Place, slurm_place
 
@@ -47,8 +46,7 @@ def launch(
     """Train RECIPE by `accelerate launch`, configured for this machine (GPUs, their memory, nodes)."""
     checked = read_checked(recipe, overrides)
     go_on = {name: passed_on[name] for name in ("overwrite", "resume", "auto_resume")}
-    if go_on["overwrite"] and (go_on["resume"] or go_on["auto_resume"]):
-        raise InputError("launch: --overwrite starts anew, --resume and --auto-resume go on. Give one of them")
+    refuse_contradiction("launch", **go_on)
     from lora_ft.launch.choice import choose
     from lora_ft.launch.command import launch_command
     from lora_ft.launch.machine import find_machine
@@ -63,10 +61,8 @@ def launch(
         configuration=config,
     )
     flags = [f"--{name.replace('_', '-')}" for name in PASSED_ON if passed_on[name]]
-    if not dry_run:
-        if go_on["auto_resume"] and is_finished(checked):
-            return
-        refuse_target(checked, **go_on)
+    if not dry_run and finished_already(checked, **go_on):
+        return
     command = launch_command(
         choice,
         machine.place,

@@ -14,20 +14,19 @@ import click
 
 from lora_ft.cli.environment import (
     cache_dir,
+    finished_already,
     log_to_stderr,
     needs_rows,
     quiet_libraries,
     read_checked,
+    refuse_contradiction,
     refuse_lonely_task,
-    refuse_target,
     shared_dir,
     task_facts,
 )
 from lora_ft.cli.output import print_panel, print_table
-from lora_ft.errors import InputError
 
 if TYPE_CHECKING:
-    from lora_ft.recipe.schema import Recipe
     from lora_ft.tasks.base import Task
 
 
@@ -53,11 +52,9 @@ def train(
     """Train the adapter of RECIPE and write its folder."""
     checked = read_checked(recipe, overrides)
     refuse_lonely_task()
-    if overwrite and (resume or auto_resume):
-        raise InputError("train: --overwrite starts anew, --resume and --auto-resume go on. Give one of them")
-    if auto_resume and is_finished(checked):
+    refuse_contradiction("train", overwrite=overwrite, resume=resume, auto_resume=auto_resume)
+    if finished_already(checked, overwrite=overwrite, resume=resume, auto_resume=auto_resume):
         return
-    refuse_target(checked, overwrite=overwrite, resume=resume, auto_resume=auto_resume)
     quiet_libraries(context.obj["debug"], offline=checked.offline)
     import psutil
 
@@ -93,17 +90,6 @@ def train(
     needed = result.manifest.run["columns"] if result.manifest is not None else ()
     predict = predict_command(shown, load_task(checked.task), needed=needed, example=result.example)
     click.echo(f"adapter: {shown}\nnext:    lora-ft evaluate {shlex.quote(shown)}\n         {predict}")
-
-
-def is_finished(recipe: Recipe) -> bool:
-    """Whether the adapter of a recipe is there already, whole; says so once for all processes."""
-    from lora_ft.train.checkpoints import finished
-
-    if not finished(recipe):
-        return False
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(f"finished already: {os.path.relpath(Path(recipe.training_args['output_dir']) / 'adapter')}")
-    return True
 
 
 def predict_command(adapter: str, task: Task, *, needed: Sequence[str], example: str) -> str:

@@ -35,7 +35,7 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class Held:
     """What a process has.
 
     Attributes:
@@ -142,13 +142,13 @@ def check_alike(trainer: AdapterTrainer) -> None:
         named = list(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
         digests["adapter"] = weights_digest((name, one) for name, one in named if one.requires_grad)
         digests["base"] = weights_digest(((n, p) for n, p in named if not p.requires_grad), values=SAMPLED_VALUES)
-    mine = Seen(int(trainer.args.process_index), socket.gethostname(), digests)
+    mine = Held(int(trainer.args.process_index), socket.gethostname(), digests)
     told = difference(gather_object([mine]))
     if told is not None:
         raise RunError(told)
 
 
-def difference(seen: Sequence[Seen]) -> str | None:
+def difference(seen: Sequence[Held]) -> str | None:
     """What a process has that the first has not; None if all have the same.
 
     Args:

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from lora_ft.errors import InputError
-from lora_ft.train.world import Seen, check_batches, difference, shared_device, weights_digest
+from lora_ft.train.world import Held, check_batches, difference, shared_device, weights_digest
 
 ALIKE = {"rows": "r", "adapter": "a", "base": "b"}
 
 
-def seen(rank: int, host: str, **other: str) -> Seen:
-    return Seen(rank, host, {**ALIKE, **other})
+def seen(rank: int, host: str, **other: str) -> Held:
+    return Held(rank, host, {**ALIKE, **other})
 
 
 def test_processes_that_have_the_same_have_no_difference() -> None:
     assert difference([seen(0, "a"), seen(1, "b")]) is None
-    assert difference([Seen(0, "a", {"rows": "r"}), Seen(1, "b", {"rows": "r"})]) is None
+    assert difference([Held(0, "a", {"rows": "r"}), Held(1, "b", {"rows": "r"})]) is None
 
 
 @pytest.mark.parametrize(
