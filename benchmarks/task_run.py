@@ -55,7 +55,7 @@ def full(recipe: Recipe) -> dict[str, object]:
     base.model.requires_grad_(True)
     trainer = AdapterTrainer(
         prepared=prepared, precision=precision, splits=splits_to_measure(prepared), class_weight=None,
-        model=base.model, args=arguments,
+        new_head=base.new_head, ran={}, model=base.model, args=arguments,
     )  # fmt: skip
     baseline = Baseline.of(trainer)
     started = time.perf_counter()

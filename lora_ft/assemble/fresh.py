@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +24,14 @@ class FreshAdapter:
         size: How large the base is, without the adapter.
         model: The adapted model (a `peft.PeftModel`).
         precision: What it computes in, and where.
+        ran: What of the recipe's `lean` took effect, for the manifest.
     """
 
     base: Base
     size: BaseSize
     model: Any
     precision: Precision
+    ran: Mapping[str, Any]
 
 
 def build(prepared: Prepared, *, precision: Precision, total_steps: int, device: str | None = None) -> FreshAdapter:
@@ -65,5 +68,5 @@ def build(prepared: Prepared, *, precision: Precision, total_steps: int, device:
         head=base.head,
         total_steps=total_steps,
     )
-    cast_frozen_linears(model, precision)
-    return FreshAdapter(base=base, size=size, model=model, precision=precision)
+    ran = {"cast_frozen": cast_frozen_linears(model, precision) if recipe.lean.cast_frozen else 0}
+    return FreshAdapter(base=base, size=size, model=model, precision=precision, ran=ran)

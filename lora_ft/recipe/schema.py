@@ -288,6 +288,17 @@ class EarlyStoppingSection:
 
 
 @dataclass(frozen=True)
+class LeanSection:
+    """`lean`: what makes a run faster, or need less memory; all that changes no result is on, and can be turned off.
+
+    Attributes:
+        cast_frozen: Whether frozen linear layers are cast to 16 bits once, not in every forward pass.
+    """
+
+    cast_frozen: bool = True
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One experiment, checked and resolved: every default filled in, every path absolute.
 
@@ -306,6 +317,7 @@ class Recipe:
         decision: From which score on a label is predicted.
         optimizer: peft's optimizers.
         early_stopping: When to stop before the last epoch.
+        lean: What makes a run faster, or need less memory.
         generation_config: Fields of transformers' GenerationConfig, for tasks that generate.
         augmentation: How training rows are varied, in the words of the task.
         checks: Gates and findings that are turned off (`false`), by name.
@@ -326,6 +338,7 @@ class Recipe:
     decision: DecisionSection = DecisionSection()
     optimizer: OptimizerSection = OptimizerSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
+    lean: LeanSection = LeanSection()
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, bool] = field(default_factory=dict)

@@ -35,6 +35,7 @@ from lora_ft.recipe.schema import (
     DecisionSection,
     EarlyStoppingSection,
     FieldTypes,
+    LeanSection,
     LossSection,
     ModelSection,
     OptimizerSection,
@@ -55,7 +56,7 @@ TASK_SECTIONS = ("processor", "generation_config", "augmentation")
 
 OPTIONAL_SECTIONS = (
     "quantization_config", "preparation", *TASK_SECTIONS, "loss", "balancing", "decision", "optimizer",
-    "early_stopping", "checks",
+    "early_stopping", "lean", "checks",
 )  # fmt: skip
 SECTIONS = ("model", DEFAULTED_SECTION, "dataset", "training_args", *OPTIONAL_SECTIONS)
 
@@ -206,6 +207,13 @@ EARLY_STOPPING = _struct(
     {"early_stopping_patience": any_of([INT, NULL]), "early_stopping_threshold": FLOAT},
 )
 
+LEAN = _struct(
+    "lean",
+    LeanSection,
+    {
+        "cast_frozen": BOOL,
+    },
+)
 
 CHECKS = Struct(
     "checks",
@@ -275,7 +283,7 @@ def section_struct(section: str, *, task: TaskFacts | None, peft_type: str) -> S
             return keys_of(task, section) if task else None
     own = {
         "model": MODEL, "preparation": PREPARATION, "loss": LOSS, "balancing": BALANCING, "decision": DECISION,
-        "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING, "checks": CHECKS,
+        "optimizer": OPTIMIZER, "early_stopping": EARLY_STOPPING, "lean": LEAN, "checks": CHECKS,
     }  # fmt: skip
     return own[section]
 

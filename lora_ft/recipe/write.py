@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 
 from lora_ft.recipe.schema import Recipe
 
-OUR_SECTIONS = ("model", "dataset", "preparation", "loss", "balancing", "decision", "optimizer", "early_stopping")
+OUR_SECTIONS = (
+    "model", "dataset", "preparation", "loss", "balancing", "decision", "optimizer", "early_stopping", "lean",
+)  # fmt: skip
 ORDER = (
     "task",
     "offline",
@@ -28,6 +30,7 @@ ORDER = (
     "decision",
     "optimizer",
     "early_stopping",
+    "lean",
     "checks",
     "training_args",
 )

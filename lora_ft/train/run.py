@@ -236,6 +236,7 @@ def facts_of(trainer: AdapterTrainer, *, seconds: float) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "world_size": trainer.args.world_size,
+        "lean": dict(trainer.ran),
         "classes": made_up_for(trainer.training_problem, class_weight=trainer.class_weight, draw=trainer.draw),
     }
 

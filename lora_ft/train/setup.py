@@ -61,6 +61,7 @@ def make_trainer(
         splits=splits_to_measure(prepared),
         class_weight=weights,
         new_head=fresh.base.new_head,
+        ran=fresh.ran,
         model=fresh.model,
         args=arguments,
         callbacks=callbacks,

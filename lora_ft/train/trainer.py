@@ -79,6 +79,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         splits: The splits that can be measured on.
         class_weight: One weight a label, or None.
         new_head: Whether the head was initialised for this run.
+        ran: What of the recipe's `lean` took effect so far; what is found out later is added.
         **arguments: Those of `transformers.Trainer`.
     """
 
@@ -93,6 +94,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         splits: Mapping[str, Split],
         class_weight: Sequence[float] | None,
         new_head: bool,
+        ran: Mapping[str, Any],
         **arguments: Any,
     ) -> None:
         validation, task, problem = splits.get("validation"), prepared.task, prepared.problem
@@ -111,6 +113,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.precision = precision
         self.splits = splits
         self.class_weight = class_weight
+        self.ran = dict(ran)
         self.standing = Standing()
         self.worst_step_s: float | None = None  # of one batch; `first_batch` measures it
         self.training_problem = replace(

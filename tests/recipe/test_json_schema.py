@@ -133,5 +133,5 @@ def test_fields_are_described_with_their_defaults() -> None:
     }
     for section, properties in schema["properties"].items():
         assert properties["description"], section
-        if section in ("model", "dataset", "loss", "optimizer", "early_stopping"):
+        if section in ("model", "dataset", "loss", "optimizer", "early_stopping", "lean"):
             assert all(one.get("description") for one in properties["properties"].values()), section

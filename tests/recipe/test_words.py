@@ -15,6 +15,7 @@ from lora_ft.recipe.schema import (
     DatasetSection,
     DecisionSection,
     EarlyStoppingSection,
+    LeanSection,
     LossSection,
     ModelSection,
     OptimizerSection,
@@ -32,6 +33,7 @@ SECTIONS: dict[str, Any] = {
     "decision": DecisionSection,
     "optimizer": OptimizerSection,
     "early_stopping": EarlyStoppingSection,
+    "lean": LeanSection,
 }
 WORDS = [(section, field.name) for section, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
 WORDS += [("", field.name) for field in dataclasses.fields(Recipe)]
