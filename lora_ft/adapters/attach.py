@@ -16,6 +16,8 @@ from torch import nn
 
 from lora_ft.adapters.convolutions import show_geometry
 from lora_ft.adapters.initial import changes_base, remember_initial
+from lora_ft.adapters.lean_lora import lean_layers
+from lora_ft.adapters.lean_readers import Readers
 from lora_ft.adapters.method import build_config, check_head, check_initialisation, set_prompt_sizes
 from lora_ft.adapters.targets import head_wrappers, inside, set_targets
 from lora_ft.errors import InputError
@@ -28,6 +30,7 @@ def attach(
     task_type: str | None,
     head: Sequence[str],
     total_steps: int | None = None,
+    readers: Readers | None = None,
 ) -> PeftModel:
     """Puts an adapter on a frozen base; afterwards only adapter and head train, all of it in fp32.
 
@@ -37,6 +40,7 @@ def attach(
         task_type: peft's TaskType, or None where its wrapper does harm (vision, speech).
         head: Names of the modules that are trained in full and saved with the adapter.
         total_steps: Optimizer steps of the run; AdaLoRA plans its ranks by it.
+        readers: Makes LoRA layers train by our own function; None: by peft's.
 
     Returns:
         The adapted model, in training mode if the base was.
@@ -52,7 +56,8 @@ def attach(
         matched = set_targets(config, model)
         check_initialisation(config, model, matched=matched)
     try:
-        adapted: PeftModel = get_peft_model(model, config)
+        with lean_layers(config, readers):
+            adapted: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise InputError(
             f"peft_config ({config.peft_type.value}): peft {peft.__version__} cannot put it on this base: {error}"

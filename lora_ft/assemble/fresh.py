@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from lora_ft.adapters.attach import attach
+from lora_ft.adapters.lean_readers import Readers
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.load import Base, load_base
 from lora_ft.models.precision import Precision, cast_frozen_linears
@@ -24,17 +25,21 @@ class FreshAdapter:
         size: How large the base is, without the adapter.
         model: The adapted model (a `peft.PeftModel`).
         precision: What it computes in, and where.
-        ran: What of the recipe's `lean` took effect, for the manifest.
+        readers: Makes LoRA layers train by our own function, or None.
+        ran: What of the recipe's `lean` took effect, for the manifest: how many layers, and more.
     """
 
     base: Base
     size: BaseSize
     model: Any
     precision: Precision
+    readers: Readers | None
     ran: Mapping[str, Any]
 
 
-def build(prepared: Prepared, *, precision: Precision, total_steps: int, device: str | None = None) -> FreshAdapter:
+def build(
+    prepared: Prepared, *, precision: Precision, total_steps: int, device: str | None = None, sharded: bool = False
+) -> FreshAdapter:
     """Loads the base of a prepared recipe and attaches its adapter; the same seed gives the same weights.
 
     Args:
@@ -42,6 +47,7 @@ def build(prepared: Prepared, *, precision: Precision, total_steps: int, device:
         precision: What the run computes in, and where.
         total_steps: Optimizer steps of the whole run (AdaLoRA plans its ranks by them).
         device: Where the base is loaded, if it is not where it computes: what is to be cut into shards may be larger.
+        sharded: Whether weights are to be cut over processes, so that only modules find them whole.
 
     Returns:
         The adapted model on the CPU or wherever quantisation put it.
@@ -61,12 +67,20 @@ def build(prepared: Prepared, *, precision: Precision, total_steps: int, device:
         trust_remote_code=recipe.model.trust_remote_code,
     )
     size = base_size(base.model)
+    readers = None
+    if recipe.lean.lora_linear and not sharded:
+        room_bytes = int(recipe.lean.dequantized_gb * 2**30)
+        readers = Readers(byte_dropout=recipe.lean.byte_dropout, room_bytes=room_bytes)
     model = attach(
         base.model,
         recipe.peft_config,
         task_type=task.peft_task_type,
         head=base.head,
         total_steps=total_steps,
+        readers=readers,
     )
-    ran = {"cast_frozen": cast_frozen_linears(model, precision) if recipe.lean.cast_frozen else 0}
-    return FreshAdapter(base=base, size=size, model=model, precision=precision, ran=ran)
+    ran = {
+        "cast_frozen": cast_frozen_linears(model, precision) if recipe.lean.cast_frozen else 0,
+        "lora_linear": readers.layers if readers is not None else 0,
+    }
+    return FreshAdapter(base=base, size=size, model=model, precision=precision, readers=readers, ran=ran)

@@ -293,9 +293,15 @@ class LeanSection:
 
     Attributes:
         cast_frozen: Whether frozen linear layers are cast to 16 bits once, not in every forward pass.
+        lora_linear: Whether LoRA layers are computed by our own function, those that read the same input together.
+        byte_dropout: Whether `lora_dropout` draws one byte a value, once for all layers that read the same input.
+        dequantized_gb: How much of a base in 4 bits may be kept dequantised, in GB, for `lora_linear`.
     """
 
     cast_frozen: bool = True
+    lora_linear: bool = True
+    byte_dropout: bool = True
+    dequantized_gb: float = 0.5
 
 
 @dataclass(frozen=True)

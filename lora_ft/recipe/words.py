@@ -212,6 +212,9 @@ LEAN = _struct(
     LeanSection,
     {
         "cast_frozen": BOOL,
+        "lora_linear": BOOL,
+        "byte_dropout": BOOL,
+        "dequantized_gb": FLOAT,
     },
 )
 

@@ -142,7 +142,13 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLoc
     say((*prepared.lines(), *truncation_lines(prepared), *taught, *looked_at))
     steps = planned_steps(arguments, rows_of_an_epoch(prepared))
     with loaded_whole(arguments, sharding):
-        fresh = build(prepared, precision=precision, total_steps=steps, device=loaded_on(recipe, sharding))
+        fresh = build(
+            prepared,
+            precision=precision,
+            total_steps=steps,
+            device=loaded_on(recipe, sharding),
+            sharded=sharding is not None,
+        )
     report = trainable_report(fresh.model)
     say((report.line(), *(f"  {line}" for line in report.table_lines() if options.list_modules)))
     trainer = make_trainer(prepared, fresh, arguments, start=start, made_of=now, interruption=interruption)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 import transformers
 
+from lora_ft.adapters.lean_readers import Readers
+from lora_ft.assemble.answer import on_device
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
+from lora_ft.models.precision import autocast_context
 from lora_ft.train.checkpoints import Start
 from lora_ft.train.first_batch import GATE as WORST_BATCH_FIRST
-from lora_ft.train.first_batch import WorstBatchFirst, try_evaluation
+from lora_ft.train.first_batch import WorstBatchFirst, same_chance, try_evaluation
 from lora_ft.train.gates import GradientGate
 from lora_ft.train.interrupt import Interruption
 from lora_ft.train.measure import splits_to_measure
@@ -66,12 +71,27 @@ def make_trainer(
         args=arguments,
         callbacks=callbacks,
     )
+    if fresh.readers is not None:
+        find_readers(trainer, fresh.readers)
     one_curve(trainer, begun_at=start.checkpoint.step if start.checkpoint is not None else 0)
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     if not arguments.disable_tqdm:
         trainer.add_callback(OneScreenProgress())
     return trainer
+
+
+def find_readers(trainer: ResumableTrainer, readers: Readers) -> None:
+    """Lets the shortest row pass the model once, to see which LoRA layers can be computed together."""
+    task, problem = trainer.prepared.task, trainer.prepared.problem
+    features = trainer.prepared.features["train"]
+    shortest = int(np.argmin(np.asarray(features["length"][:], dtype=np.int64)))
+    with same_chance(trainer.args.device):
+        batch = on_device(task.collator(problem)([features[shortest]]), trainer.args.device)
+        trainer.model.eval()
+        with torch.no_grad(), autocast_context(trainer.precision), readers.watching():
+            task.forward(trainer.model, batch, problem)
+    trainer.ran["lora_groups"] = [len(one) for one in readers.groups.values()]
 
 
 def before_the_first_step(trainer: ResumableTrainer) -> Compared:

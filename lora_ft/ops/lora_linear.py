@@ -1,0 +1,153 @@
+"""Frozen linear layers that read the same input, each with its LoRA: one function, one saved input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from lora_ft.ops.byte_dropout import ByteMask, draw_mask, dropped_rows
+
+
+@dataclass(frozen=True)
+class FrozenLinear:
+    """What does not train of one of the layers.
+
+    Attributes:
+        weight: Returns the weight `(out, in)` in any type, dequantised where it is kept in 4 bits; asked for in both
+            directions. None: only what LoRA adds is computed.
+        bias: `(out,)`, or None.
+        scaling: What the product of B and A is multiplied by.
+    """
+
+    weight: Callable[[], torch.Tensor] | None
+    bias: torch.Tensor | None
+    scaling: float
+
+
+def lora_linears(
+    x: torch.Tensor,
+    layers: Sequence[FrozenLinear],
+    adapters: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    p: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """`x W^T + bias + scaling * dropout(x) A^T B^T` of each layer.
+
+    x is saved once for all of them, and with dropout one byte mask `(rows, in)` beside it; nothing else that is as wide
+    as x or as an output. All is computed in one type; gradients have the types of what they are of.
+
+    Args:
+        x: What all layers read, `(..., in)`, in any floating type.
+        layers: What is frozen, one or more.
+        adapters: A `(r, in)` and B `(out, r)` of each layer.
+        p: Probability with which a value that A reads is dropped, from 0 to below 1.
+        dtype: What is computed in.
+
+    Returns:
+        The outputs, `(..., out)` each, in that type.
+
+    Source: Hu et al., LoRA (2021), arXiv:2106.09685, equation 3; the gradients follow by the product rule.
+    """
+    mask = draw_mask(x.shape[:-1].numel(), x.shape[-1], p=p, device=x.device) if p else None
+    flat = [matrix for pair in adapters for matrix in pair]
+    call = _Call(tuple(layers), mask, dtype)
+    outputs: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, call, *flat)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a call of `lora_linears` is about besides tensors with gradients."""
+
+    layers: tuple[FrozenLinear, ...]
+    mask: ByteMask | None
+    dtype: torch.dtype
+
+
+class _LoraLinears(torch.autograd.Function):
+    """See `lora_linears`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, call: _Call, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, x.shape[-1]).to(call.dtype)  # (n, in)
+            a, bs = _in_type(flat, call.dtype)
+            hidden = _read_by_a(rows, a, call.mask)  # (n, all r)
+            parts = torch.split(hidden, [b.shape[1] for b in bs], dim=1)
+            outputs = [_output(rows, one, own, b) for one, own, b in zip(call.layers, parts, bs, strict=True)]
+        ctx.save_for_backward(rows, hidden, *(() if call.mask is None else (call.mask.kept,)), *flat)
+        ctx.layers, ctx.shape, ctx.type = call.layers, x.shape, x.dtype
+        ctx.scale = None if call.mask is None else call.mask.scale
+        return tuple(output.view(*x.shape[:-1], output.shape[-1]) for output in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        rows, hidden, *flat = ctx.saved_tensors
+        mask = None if ctx.scale is None else ByteMask(flat.pop(0), ctx.scale)
+        a, bs = _in_type(flat, rows.dtype)
+        x_wanted, _, *wanted = ctx.needs_input_grad
+        ranks = [b.shape[1] for b in bs]
+        of_x, of_hidden, of_b = torch.empty_like(rows) if x_wanted else None, [], []
+        with torch.autocast(rows.device.type, enabled=False):
+            first = True
+            parts = torch.split(hidden, ranks, dim=1)
+            for layer, gradient, b, own in zip(ctx.layers, gradients, bs, parts, strict=True):
+                g = gradient.reshape(-1, gradient.shape[-1])  # (n, out)
+                of_hidden.append((g @ b).mul_(layer.scaling))
+                of_b.append((own.t() @ g).t().mul(layer.scaling))  # twice as fast as g^T own
+                if of_x is not None and layer.weight is not None:
+                    of_x.addmm_(g, layer.weight().to(g.dtype), beta=0 if first else 1)
+                    first = False
+            if of_x is not None and first:
+                of_x.zero_()
+            of_a = _through_a(rows, a, torch.cat(of_hidden, dim=1), of_x=of_x, mask=mask)
+        of_flat = [one for pair in zip(torch.split(of_a, ranks), of_b, strict=True) for one in pair]
+        typed = [one.to(leaf.dtype) if want else None for one, leaf, want in zip(of_flat, flat, wanted, strict=True)]
+        return (None if of_x is None else of_x.view(ctx.shape).to(ctx.type), None, *typed)
+
+
+def _in_type(flat: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """All A's on top of each other, `(all r, in)`, and the B's."""
+    return torch.cat([one.to(dtype) for one in flat[::2]]), [one.to(dtype) for one in flat[1::2]]
+
+
+def _output(rows: torch.Tensor, layer: FrozenLinear, hidden: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """What one layer says, `(n, out)`."""
+    if layer.weight is None:
+        return (hidden @ b.t()).mul_(layer.scaling)
+    bias = None if layer.bias is None else layer.bias.to(rows.dtype)
+    output = torch.nn.functional.linear(rows, layer.weight().to(rows.dtype), bias)
+    return output.addmm_(hidden, b.t(), alpha=layer.scaling)
+
+
+def _read_by_a(rows: torch.Tensor, a: torch.Tensor, mask: ByteMask | None) -> torch.Tensor:
+    """`dropout(x) A^T`, `(n, all r)`."""
+    if mask is None:
+        return rows @ a.t()
+    hidden = rows.new_empty(len(rows), len(a))
+    for piece, dropped, _ in dropped_rows(rows, mask.kept):
+        torch.mm(dropped, a.t(), out=hidden[piece])
+    return hidden.mul_(mask.scale)
+
+
+def _through_a(
+    rows: torch.Tensor, a: torch.Tensor, of_hidden: torch.Tensor, *, of_x: torch.Tensor | None, mask: ByteMask | None
+) -> torch.Tensor:
+    """The gradient of all A's, `(all r, in)`; what reaches x through them is added to its gradient in place."""
+    if mask is None:
+        if of_x is not None:
+            of_x.addmm_(of_hidden, a)
+        return of_hidden.t() @ rows
+    of_hidden.mul_(mask.scale)
+    of_a = torch.zeros_like(a)
+    for piece, dropped, factor in dropped_rows(rows, mask.kept):
+        of_a.addmm_(of_hidden[piece].t(), dropped)
+        if of_x is not None:
+            of_x[piece].addcmul_(torch.mm(of_hidden[piece], a, out=dropped), factor)
+    return of_a
