@@ -296,12 +296,14 @@ class LeanSection:
         lora_linear: Whether LoRA layers are computed by our own function, those that read the same input together.
         byte_dropout: Whether `lora_dropout` draws one byte a value, once for all layers that read the same input.
         dequantized_gb: How much of a base in 4 bits may be kept dequantised, in GB, for `lora_linear`.
+        first_token: Whether an encoder's last layer goes on with the first token alone, if the head reads no other.
     """
 
     cast_frozen: bool = True
     lora_linear: bool = True
     byte_dropout: bool = True
     dequantized_gb: float = 0.5
+    first_token: bool = True
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,7 @@ LEAN = _struct(
         "lora_linear": BOOL,
         "byte_dropout": BOOL,
         "dequantized_gb": FLOAT,
+        "first_token": BOOL,
     },
 )
 

@@ -14,6 +14,7 @@ from lora_ft.assemble.answer import on_device
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
+from lora_ft.models.first_token import FirstToken
 from lora_ft.models.precision import autocast_context
 from lora_ft.train.checkpoints import Start
 from lora_ft.train.first_batch import GATE as WORST_BATCH_FIRST
@@ -26,6 +27,9 @@ from lora_ft.train.progress import OneScreenProgress, one_curve
 from lora_ft.train.resumable import Restored, ResumableTrainer
 from lora_ft.train.trainer import RankAllocation
 from lora_ft.train.weights import class_weights
+
+TELLING_TOKENS = 4
+"""Of fewer tokens a row cannot tell whether the head reads the first one alone."""
 
 
 def make_trainer(
@@ -71,8 +75,7 @@ def make_trainer(
         args=arguments,
         callbacks=callbacks,
     )
-    if fresh.readers is not None:
-        find_readers(trainer, fresh.readers)
+    look_at_model(trainer, fresh.readers)
     one_curve(trainer, begun_at=start.checkpoint.step if start.checkpoint is not None else 0)
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -81,17 +84,28 @@ def make_trainer(
     return trainer
 
 
-def find_readers(trainer: ResumableTrainer, readers: Readers) -> None:
-    """Lets the shortest row pass the model once, to see which LoRA layers can be computed together."""
+def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
+    """Lets two rows of middling length pass the model, to see what can be computed together, and what not at all.
+
+    Args:
+        trainer: The trainer of the run.
+        readers: Makes LoRA layers train by our own function, or None.
+    """
     task, problem = trainer.prepared.task, trainer.prepared.problem
     features = trainer.prepared.features["train"]
-    shortest = int(np.argmin(np.asarray(features["length"][:], dtype=np.int64)))
-    with same_chance(trainer.args.device):
-        batch = on_device(task.collator(problem)([features[shortest]]), trainer.args.device)
+    lengths = np.asarray(features["length"][:], dtype=np.int64)
+    middle = np.argsort(lengths, kind="stable")[len(lengths) // 2 :][:2].tolist()
+    with same_chance(trainer.args.device), autocast_context(trainer.precision):
+        batch = on_device(task.collator(problem)([features[row] for row in middle]), trainer.args.device)
         trainer.model.eval()
-        with torch.no_grad(), autocast_context(trainer.precision), readers.watching():
-            task.forward(trainer.model, batch, problem)
-    trainer.ran["lora_groups"] = [len(one) for one in readers.groups.values()]
+        if readers is not None:
+            with torch.no_grad(), readers.watching():
+                task.forward(trainer.model, batch, problem)
+            trainer.ran["lora_groups"] = [len(one) for one in readers.groups.values()]
+        if trainer.prepared.recipe.lean.first_token and not trainer.in_step and lengths[middle[-1]] >= TELLING_TOKENS:
+            first = FirstToken(trainer.model)
+            first.prove(lambda: task.forward(trainer.model, batch, problem))
+            trainer.ran["first_token"] = first.on
 
 
 def before_the_first_step(trainer: ResumableTrainer) -> Compared:

@@ -1,0 +1,79 @@
+"""The last layer computes the first token alone where the head reads no other, and everywhere else all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from lora_ft.models.first_token import FirstToken
+from tests.bases import make_base
+
+
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def model_of(folder: Path, auto_class: str = "AutoModelForSequenceClassification") -> Any:
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    return getattr(transformers, auto_class).from_pretrained(folder, pad_token_id=0).eval()
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(**batch()).logits.square().sum().backward()
+    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_logits_and_gradients_stay_and_the_last_layer_has_one_token(tmp_path: Path, kind: str) -> None:
+    model = model_of(make_base(tmp_path, kind))
+    wanted, plain = gradients(model), model(**batch()).logits
+    first = FirstToken(model)
+    first.prove(lambda: model(**batch()))
+    assert first.on
+    widths = []
+    for name, module in model.named_modules():
+        if name.endswith(("layer.1.intermediate", "layer.1.ffn")):
+            module.register_forward_hook(lambda _, arguments, output: widths.append(arguments[0].shape[1]))
+    torch.testing.assert_close(model(**batch()).logits, plain)
+    found = gradients(model)
+    assert set(widths) == {1}
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+    with torch.no_grad():
+        assert torch.equal(model(**batch()).logits, plain)
+    assert widths[-1] == 9  # evaluations are computed as ever
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto_class"),
+    [("bert", "AutoModelForTokenClassification"), ("bert", "AutoModelForQuestionAnswering"), ("bert", "AutoModel"),
+     ("llama", "AutoModelForSequenceClassification")],
+)  # fmt: skip
+def test_heads_that_read_more_keep_all_tokens(tmp_path: Path, kind: str, auto_class: str) -> None:
+    model = model_of(make_base(tmp_path, kind), auto_class)
+    first = FirstToken(model)
+    first.prove(lambda: model(**batch()))
+    assert not first.on
+    assert next(iter(model(**batch()).values())).shape[:2] != (3, 1)
+
+
+def test_a_head_that_reads_the_mean_keeps_all_tokens(tmp_path: Path) -> None:
+    model = model_of(make_base(tmp_path, "bert"))
+
+    def mean(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (arguments[0].mean(1, keepdim=True),)
+
+    model.bert.pooler.register_forward_pre_hook(mean)
+    first = FirstToken(model)
+    first.prove(lambda: model(**batch()))
+    assert not first.on
