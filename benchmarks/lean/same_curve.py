@@ -10,6 +10,7 @@ the loss that the model returns, torch's AdamW: nothing of lora_ft but the batch
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
 from lora_ft.assemble.fresh import build
 from lora_ft.assemble.prepare import prepare
@@ -48,8 +49,9 @@ def our_trainer(recipe: Recipe, *, steps: int) -> ResumableTrainer:
 
 
 def plain_model(recipe: Recipe, ours: Any, *, config: Mapping[str, Any]) -> Any:
-    """The base without dropout and peft's own layers, with the first weights of ours."""
-    task_type = str(ours.peft_config["default"].task_type.value)
+    """The base without dropout, and peft's own layers by the same configuration, with the first weights of ours."""
+    lora = copy.deepcopy(ours.peft_config["default"])
+    task_type = str(lora.task_type)
     base = AUTO[task_type].from_pretrained(
         recipe.model.pretrained_model_name_or_path, **{**config, "dtype": torch.float32}
     )
@@ -59,14 +61,7 @@ def plain_model(recipe: Recipe, ours: Any, *, config: Mapping[str, Any]) -> Any:
     for name in ("attention_probs_dropout_prob", "attention_dropout", "hidden_dropout_prob"):
         if name in vars(base.config):
             setattr(base.config, name, 0.0)
-    peft_config = recipe.peft_config
-    model = get_peft_model(
-        base,
-        LoraConfig(
-            task_type=task_type, r=peft_config["r"], lora_alpha=peft_config["lora_alpha"], lora_dropout=0.0,
-            target_modules=peft_config["target_modules"],
-        ),
-    )  # fmt: skip
+    model = get_peft_model(base, lora)
     set_peft_model_state_dict(model, get_peft_model_state_dict(ours))
     return model.train()
 
