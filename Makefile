@@ -38,7 +38,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.books
+	$(BIN)/python -m benchmarks.lean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

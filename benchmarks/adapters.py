@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.books import packaged_base
 from benchmarks.contender import run
+from benchmarks.real_data import packaged_base
 
 ROWS = 16
 TOKENS = (1, 32)

@@ -25,22 +25,28 @@ class Measured:
     result: dict[str, Any]
 
 
-def run(arguments: Sequence[str]) -> Measured:
-    """Runs `python -m ARGUMENTS`; its last line on standard output must be JSON."""
+def run(arguments: Sequence[str], *, quiet: bool = False) -> Measured:
+    """Runs `python -m ARGUMENTS`; its last line on standard output must be JSON.
+
+    Args:
+        arguments: Module and its arguments.
+        quiet: Whether what it says on standard error is shown only if it fails.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if quiet else None,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    output, _ = process.communicate()
+    output, said = process.communicate()
     wall = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode != 0:
-        raise SystemExit(f"{' '.join(arguments)} failed with exit code {process.returncode}")
+        raise SystemExit(f"{' '.join(arguments)} failed with exit code {process.returncode}\n{said or ''}")
     result = json.loads(output.strip().splitlines()[-1])
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Measured(wall_s=wall, cpu_s=cpu, peak_mb=float(result.pop("peak_mb", 0.0)), result=result)

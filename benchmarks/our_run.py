@@ -12,9 +12,8 @@ import json
 import logging
 from pathlib import Path
 
-from benchmarks.contender import peak_mb
+from benchmarks.lean.ours import measured
 from lora_ft.cli.environment import read_checked
-from lora_ft.train.run import RunOptions, train
 
 RECIPE = """task: text-classification
 offline: true
@@ -32,6 +31,7 @@ def main() -> None:
     parser.add_argument("dev")
     parser.add_argument("--base", required=True)
     parser.add_argument("--output", required=True)
+    parser.add_argument("--count-after", type=int)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
 
@@ -47,19 +47,7 @@ def main() -> None:
     base = json.dumps(str(Path(options.base).resolve()) if Path(options.base).is_dir() else options.base)
     file.write_text(RECIPE.format(base=base, output=json.dumps(str(folder.resolve())), **quoted), encoding="utf-8")
     recipe = read_checked(file, options.overrides)
-    result = train(recipe, RunOptions(overwrite=True))
-    scores = result.metrics["validation"]
-    print(
-        json.dumps(
-            {
-                "train_s": result.seconds,
-                "dev_accuracy": scores["accuracy"],
-                "dev_f1_macro": scores["f1_macro"],
-                "learned": result.learned,
-                "peak_mb": peak_mb(),
-            }
-        )
-    )
+    measured(recipe, count_after=options.count_after, metrics=("accuracy", "f1_macro"))
 
 
 if __name__ == "__main__":

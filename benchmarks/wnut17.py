@@ -16,9 +16,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.books import packaged_base
 from benchmarks.contender import Measured, run
-from benchmarks.real_data import real_data
+from benchmarks.real_data import packaged_base, real_data
 
 RECIPE = {
     "task": "token-classification",

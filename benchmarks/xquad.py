@@ -15,9 +15,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.books import packaged_base
 from benchmarks.contender import Measured, run
-from benchmarks.real_data import real_data
+from benchmarks.real_data import packaged_base, real_data
 from benchmarks.wnut17 import print_table
 
 RECIPE = {

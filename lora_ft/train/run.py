@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from lora_ft.adapters.attach import trainable_report
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.adapters.target import check_target
@@ -58,6 +60,7 @@ class RunOptions:
             alone here. It is removed as soon as all have read it.
         command: The command line, for the model card.
         list_modules: Whether to log every kind of module that trains.
+        callbacks: Who else listens to the run, after everybody else: `transformers.TrainerCallback`s.
     """
 
     overwrite: bool = False
@@ -69,6 +72,7 @@ class RunOptions:
     shared_dir: Path | None = None
     command: str = ""
     list_modules: bool = False
+    callbacks: tuple[transformers.TrainerCallback, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,8 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLoc
     settle(trainer, shared_dir=options.shared_dir)
     say(batch_lines(trainer))
     compared = before_the_first_step(trainer)
+    for callback in options.callbacks:
+        trainer.add_callback(callback)
     takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose
     silent = frozenset() if takes_ranks_away else zero_tensors(fresh.model.named_parameters())
     if arguments.should_save:

@@ -1,0 +1,1 @@
+"""The lean path beside what a user would run instead; see `__main__`."""
