@@ -101,6 +101,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("optimizer", "loraplus_lr_embedding"): POSITIVE,
     ("early_stopping", "early_stopping_patience"): COUNT,
     ("early_stopping", "early_stopping_threshold"): NOT_NEGATIVE,
+    ("lean", "activation_limit_gb"): POSITIVE,
     ("quantization_config", "llm_int8_threshold"): NOT_NEGATIVE,
     ("training_args", "learning_rate"): POSITIVE,
     ("training_args", "num_train_epochs"): POSITIVE,

@@ -293,9 +293,12 @@ class LeanSection:
 
     Attributes:
         cast_frozen: Whether frozen linear layers are cast to 16 bits once, not in every forward pass.
+        activation_limit_gb: As many layers are computed again in the backward pass as it takes for a batch to keep no
+            more than so many GB (1e9 bytes) for it; left out: none.
     """
 
     cast_frozen: bool = True
+    activation_limit_gb: float | None = None
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ LEAN = _struct(
     LeanSection,
     {
         "cast_frozen": BOOL,
+        "activation_limit_gb": any_of([FLOAT, NULL]),
     },
 )
 

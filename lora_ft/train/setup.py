@@ -10,6 +10,7 @@ import transformers
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
+from lora_ft.train.activations import ActivationCheckpointing
 from lora_ft.train.checkpoints import Start
 from lora_ft.train.first_batch import GATE as WORST_BATCH_FIRST
 from lora_ft.train.first_batch import WorstBatchFirst, try_evaluation
@@ -75,11 +76,12 @@ def make_trainer(
 
 
 def before_the_first_step(trainer: ResumableTrainer) -> Compared:
-    """Arranges what happens before the first step: the worst batches, then what the run has to beat.
+    """Arranges what happens before the first step: what is computed again, the worst batches, what is to be beaten.
 
     A run that goes on is put back to where it was after all of that.
     """
     compared = Compared(trainer)
+    trainer.add_callback(ActivationCheckpointing(trainer))  # then the worst batch is run as the steps will be
     if WORST_BATCH_FIRST not in trainer.prepared.recipe.checks_off:
         if not trainer.in_step:
             try_evaluation(trainer)
