@@ -47,7 +47,7 @@ def usual(model: Any) -> None:
 
 
 def contenders(base: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Each with a model of its own; ours with a half, a quarter and the least of what is kept without."""
+    """Each with a model of its own; ours keeps three quarters, a half, or as little as it can."""
     made = {"without": adapted(base, chosen), "usual checkpointing": adapted(base, chosen)}
     usual(made["usual checkpointing"])
     plain = made["without"]
@@ -56,10 +56,10 @@ def contenders(base: str, chosen: dict[str, Any]) -> dict[str, Any]:
         plain(**batch())
     account = measuring.account
     for share in (0.75, 0.5, 0.0):
-        again = account.choose(share * account.held_bytes())
+        again = account.choose(share * account.held_bytes()) if share else account.layers
         name = f"ours, limit {share * account.held_bytes() / 1e6:.0f} MB" if share else "ours, all from the lowest"
         made[f"{name} ({len(again)} layers)"] = model = adapted(base, chosen)
-        compute_again(layers_of(model), again if share else account.layers)
+        compute_again(layers_of(model), again)
     return made
 
 

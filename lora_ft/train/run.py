@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lora_ft.adapters.attach import trainable_report
 from lora_ft.adapters.manifest import Manifest
 from lora_ft.adapters.target import check_target
@@ -236,6 +238,7 @@ def facts_of(trainer: AdapterTrainer, *, seconds: float) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "world_size": trainer.args.world_size,
+        "threads": torch.get_num_threads(),
         "lean": dict(trainer.ran),
         "classes": made_up_for(trainer.training_problem, class_weight=trainer.class_weight, draw=trainer.draw),
     }
