@@ -3,7 +3,8 @@
     python -m benchmarks.activation_checkpointing [--rounds 5]
 
 MiniLM, 16 rows of 256 tokens, r 8, fp32, the base's dropouts off; a step is forward, backward and AdamW. All variants
-run in one process, in turn; saved MB are what a forward pass keeps for the backward pass, parameters left out.
+run in one process, in turn. `x usual` is of CPU time, which other processes disturb least; saved MB are what a forward
+pass keeps for the backward pass, parameters left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.books import packaged_base
 from lora_ft.train.activations import Measuring, compute_again, layers_of
@@ -100,17 +102,28 @@ def main() -> None:
         saved = {one: saved_mb(model) for one, model in models.items()}
         steps = {one: step(model, torch.optim.AdamW(p for p in model.parameters() if p.requires_grad))
                  for one, model in models.items()}  # fmt: skip
+        flops = {one: flops_of(run) for one, run in steps.items()}
         seconds: dict[str, list[float]] = {one: [] for one in models}
-        for turn in range(options.rounds + 1):  # the first is not counted
+        cpu: dict[str, list[float]] = {one: [] for one in models}
+        for _ in range(options.rounds):
             for one, run in steps.items():
-                started = time.perf_counter()
+                started, busy = time.perf_counter(), time.process_time()
                 run()
-                seconds[one] += [time.perf_counter() - started] if turn else []
-        print(f"\nadapters in {name:<38}{'ms a step':>10}{'x usual':>9}{'saved MB':>10}")
-        usually = statistics.median(seconds["usual checkpointing"])
+                seconds[one].append(time.perf_counter() - started)
+                cpu[one].append(time.process_time() - busy)
+        print(f"\nadapters in {name:<34}{'ms a step':>10}{'CPU ms':>8}{'x usual':>9}{'GFLOP':>7}{'saved MB':>10}")
+        usually = statistics.median(cpu["usual checkpointing"])
         for one, found in seconds.items():
-            median = statistics.median(found)
-            print(f"  {one:<48}{1000 * median:>10.0f}{usually / median:>9.2f}{saved[one]:>10.0f}")
+            wall, busy = statistics.median(found), statistics.median(cpu[one])
+            told = f"{1000 * wall:>10.0f}{1000 * busy:>8.0f}{usually / busy:>9.2f}"
+            print(f"  {one:<44}{told}{flops[one] / 1e9:>7.0f}{saved[one]:>10.0f}", flush=True)
+
+
+def flops_of(run: Callable[[], None]) -> int:
+    """What a step costs; it is the first one, whose time would not count."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.class_weight = class_weight
         self.ran = dict(ran)
         self.standing = Standing()
+        self._trained: list[torch.nn.Parameter] | None = None
         self._flops_a_value: int | None = None  # of what a batch is made of, tokens or pixels
         self.worst_step_s: float | None = None  # of one batch; `first_batch` measures it
         self.training_problem = replace(
@@ -281,6 +282,14 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """Stops a run whose losses went wrong; see `LossWatch.look`."""
         asked = float(self.args.learning_rate)
         self.watch.look(step=self.state.global_step, learning_rate=self._get_learning_rate(), asked_rate=asked)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clips what trains; transformers walks through all parameters at every step."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        if self._trained is None:
+            self._trained = [one for one in model.parameters() if one.requires_grad]
+        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

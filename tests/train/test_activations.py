@@ -125,19 +125,22 @@ def curve(result: TrainResult) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.parametrize("quantization_config", [{}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}])
 def test_a_run_with_a_limit_is_the_run_without_to_the_last_bit(
-    tmp_path: Path, deep_bert: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, deep_bert: Path, caplog: pytest.LogCaptureFixture, quantization_config: dict[str, Any]
 ) -> None:
     caplog.set_level(logging.INFO, logger="lora_ft")
-    plain = run(tmp_path / "plain", deep_bert)
-    limited = run(tmp_path / "limited", deep_bert, lean={"activation_limit_gb": 0.0005})
+    sections = {"quantization_config": quantization_config} if quantization_config else {}
+    steps = {"training_args": {"max_steps": 8}, **sections}
+    plain = run(tmp_path / "plain", deep_bert, **steps)
+    limited = run(tmp_path / "limited", deep_bert, lean={"activation_limit_gb": 0.0005}, **steps)
     told = [one.message for one in caplog.records if one.message.startswith("activation checkpointing:")]
     assert len(told) == 1
     assert "8 rows x 16 tokens keep 0.000" in told[0]
     again = limited.manifest.run["lean"]["checkpointed_layers"]  # type: ignore[union-attr]
     assert 0 < again < LAYERS
     assert plain.manifest.run["lean"]["checkpointed_layers"] == 0  # type: ignore[union-attr]
-    assert len(curve(plain)) == 16
+    assert len(curve(plain)) == 8
     assert curve(plain) == curve(limited)
     one, other = (load_file(result.folder / "adapter_model.safetensors") for result in (plain, limited))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
