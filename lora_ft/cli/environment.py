@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_ft.errors import InputError
+from lora_ft.launch.machine import threads_of_a_process
 
 if TYPE_CHECKING:
     import psutil
@@ -120,6 +121,9 @@ def refuse_lonely_task() -> None:
 
 def quiet_libraries(debug: bool, *, offline: bool) -> None:
     """Sets what the libraries read from the environment; must run before they are imported."""
+    threads = threads_of_a_process(os.environ)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -161,13 +161,34 @@ def usable_cores(environment: Mapping[str, str], *, root: Path = Path("/")) -> i
     limits = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
     if sys.platform == "linux":
         limits.append(len(os.sched_getaffinity(0)))
-    quota = root / "sys/fs/cgroup/cpu.max"
-    words = quota.read_text(encoding="utf-8").split() if quota.is_file() else []
-    if len(words) == 2 and words[0].isdigit():
-        limits.append(int(words[0]) // int(words[1]))
+    limits += _quotas(root / "sys/fs/cgroup")
     if environment.get("SLURM_CPUS_PER_TASK", "").isdigit():
         limits.append(int(environment["SLURM_CPUS_PER_TASK"]))
     return max(1, min(limits))
+
+
+def threads_of_a_process(environment: Mapping[str, str], *, root: Path = Path("/")) -> int | None:
+    """The threads that a process should compute with: its share of the cores; None where the user has said it.
+
+    torch counts the cores that a process may run on, but neither what its container may use nor the other processes.
+
+    Args:
+        environment: `OMP_NUM_THREADS` is what the user said; `LOCAL_WORLD_SIZE` counts the processes of this machine.
+        root: Where `/sys/fs/cgroup` is; for tests.
+    """
+    if environment.get("OMP_NUM_THREADS"):
+        return None
+    processes = environment.get("LOCAL_WORLD_SIZE", "")
+    return max(1, usable_cores(environment, root=root) // max(1, int(processes) if processes.isdigit() else 1))
+
+
+def _quotas(folder: Path) -> list[int]:
+    """The whole cores of a container's quota in cgroup 2 (`150000 100000` or `max 100000`) and cgroup 1."""
+    second, first = folder / "cpu.max", (folder / "cpu/cpu.cfs_quota_us", folder / "cpu/cpu.cfs_period_us")
+    told = [second.read_text(encoding="utf-8").split()] if second.is_file() else []
+    if all(file.is_file() for file in first):
+        told.append([file.read_text(encoding="utf-8").strip() for file in first])
+    return [int(words[0]) // int(words[1]) for words in told if len(words) == 2 and words[0].isdigit()]
 
 
 def slurm_place(environment: Mapping[str, str]) -> Place:

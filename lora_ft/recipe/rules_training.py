@@ -167,3 +167,12 @@ def one_name_for_checkpointing(draft: Draft) -> Iterator[Fault]:
             ("training_args", "gradient_checkpointing"),
             "activation_checkpointing is its new name and says the opposite. Keep activation_checkpointing",
         )
+
+
+def one_measure_of_checkpointing(draft: Draft) -> Iterator[Fault]:
+    """A limit that chooses the layers to compute again, beside a setting that says all."""
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    named = next((name for name in names if draft.value("training_args", name) is True), None)
+    if named is not None and draft.value("lean", "activation_limit_gb") is not None:
+        told = f"training_args.{named}: true computes all layers again, and a limit as many as it takes"
+        yield Fault(("lean", "activation_limit_gb"), f"{told}. Keep one of them")

@@ -297,6 +297,8 @@ class LeanSection:
         byte_dropout: Whether `lora_dropout` draws one byte a value, once for all layers that read the same input.
         dequantized_gb: How much of a base in 4 bits may be kept dequantised, in GB, for `lora_linear`.
         first_token: Whether an encoder's last layer goes on with the first token alone, if the head reads no other.
+        activation_limit_gb: As many layers are computed again in the backward pass as it takes for a batch to keep no
+            more than so many GB (1e9 bytes) for it; left out: none.
     """
 
     cast_frozen: bool = True
@@ -304,6 +306,7 @@ class LeanSection:
     byte_dropout: bool = True
     dequantized_gb: float = 0.5
     first_token: bool = True
+    activation_limit_gb: float | None = None
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,7 @@ LEAN = _struct(
         "byte_dropout": BOOL,
         "dequantized_gb": FLOAT,
         "first_token": BOOL,
+        "activation_limit_gb": any_of([FLOAT, NULL]),
     },
 )
 

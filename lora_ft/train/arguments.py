@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -54,6 +55,11 @@ def training_arguments(prepared: Prepared) -> tuple[transformers.TrainingArgumen
         filled["bf16"], filled["fp16"] = precision.name == "bfloat16", precision.name == "float16"
         filled.setdefault("ddp_find_unused_parameters", False)  # the gradient gate finds them once, not at every step
         filled.setdefault("dataloader_pin_memory", precision.device.startswith("cuda"))
+        filled.setdefault("logging_nan_inf_filter", False)  # it waits for every loss; `LossWatch` looks at ten at once
+        if precision.device.startswith("cuda") and filled["dataloader_pin_memory"]:
+            given = filled.get("accelerator_config") or {}
+            if isinstance(given, Mapping):  # else a file, which says it all
+                filled["accelerator_config"] = {"non_blocking": True, **given}
         return transformers.TrainingArguments(**filled), precision
     except ValueError as error:
         raise RecipeError([f"{recipe.file}: training_args: {error}"]) from error

@@ -100,7 +100,7 @@ def try_training(trainer: AdapterTrainer) -> None:
         failed = _try(trainer, attempt, worst.rows)
         if failed is None:
             trainer.worst_step_s = seconds = time.perf_counter() - started
-            told = f"{_size(trainer, worst)}: forward, backward and a step in {seconds:.2f} s"
+            told = f"{size_of(trainer, worst)}: forward, backward and a step in {seconds:.2f} s"
             logger.info("worst batch first: %s%s", told, peak(arguments.device))
             return
         failed += peak(arguments.device)
@@ -189,12 +189,22 @@ def _train(trainer: AdapterTrainer, rows: Sequence[int], optimizer: torch.optim.
         if one.requires_grad:
             one.grad = torch.zeros_like(one)
     optimizer.step()
+    loss_of(trainer, rows).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def loss_of(trainer: AdapterTrainer, rows: Sequence[int]) -> torch.Tensor:
+    """The loss of a batch of training rows as a step computes it, on this process alone.
+
+    Args:
+        trainer: The trainer, with its model in training mode.
+        rows: Numbers of the features.
+    """
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in rows]))
     items = trainer.prepared.task.totals(batch).to(trainer.args.device)
     with trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(model, batch, num_items_in_batch=items)
-    loss.backward()
-    optimizer.step()
+        loss: torch.Tensor = trainer.compute_loss(trainer.model, batch, num_items_in_batch=items)
+    return loss
 
 
 def _try(trainer: AdapterTrainer, attempt: Callable[[Sequence[int]], None], rows: Sequence[int]) -> str | None:
@@ -244,7 +254,7 @@ def _largest(
     return next((size for size in sizes if _try(trainer, attempt, rows[:size]) is None), None)
 
 
-def _size(trainer: AdapterTrainer, batch: Heaviest) -> str:
+def size_of(trainer: AdapterTrainer, batch: Heaviest) -> str:
     """How large a batch is, `8 rows x 512 tokens`; what images cost is no number that a user knows."""
     rows = f"{len(batch.rows)} {'row' if len(batch.rows) == 1 else 'rows'}"
     return rows if trainer.prepared.task.lazy else f"{rows} x {batch.length} tokens"
@@ -277,7 +287,7 @@ def _refusal(trainer: AdapterTrainer, batch: Heaviest, failed: str, *, fits: int
         )
     others = less_memory(trainer, training=training)
     what = "batch of the run" if training else "batch of the evaluation"
-    told = f"memory: the longest {what}, {_size(trainer, batch)}, does not fit ({failed}): "
+    told = f"memory: the longest {what}, {size_of(trainer, batch)}, does not fit ({failed}): "
     leads = "It takes" if fits is None and not trainer.in_step else "Other ways"
     also = f". {leads}: {', '.join(others)}" if others else ""
     return GateError(f"{told}{'; '.join(ways)}{also}", gate=GATE)
@@ -288,7 +298,9 @@ def less_memory(trainer: AdapterTrainer, *, training: bool) -> list[str]:
     others, arguments = [], trainer.args
     if "max_length" in trainer.prepared.problem.settings:
         others.append(f"processor.max_length below {trainer.prepared.problem.settings['max_length']}")
-    if training and not (arguments.gradient_checkpointing or arguments.activation_checkpointing):
+    if training and trainer.prepared.recipe.lean.activation_limit_gb is not None:
+        others.append("a lower lean.activation_limit_gb")
+    elif training and not (arguments.gradient_checkpointing or arguments.activation_checkpointing):
         others.append("training_args.gradient_checkpointing: true")
     if trainer.prepared.recipe.quantization_config is None:
         others.append("quantization_config: {load_in_4bit: true}")

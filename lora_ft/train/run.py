@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from lora_ft.adapters.attach import trainable_report
@@ -248,6 +249,7 @@ def facts_of(trainer: AdapterTrainer, *, seconds: float) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "world_size": trainer.args.world_size,
+        "threads": torch.get_num_threads(),
         "lean": dict(trainer.ran),
         "classes": made_up_for(trainer.training_problem, class_weight=trainer.class_weight, draw=trainer.draw),
     }

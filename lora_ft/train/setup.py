@@ -16,6 +16,7 @@ from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.first_token import FirstToken
 from lora_ft.models.precision import autocast_context
+from lora_ft.train.activations import ActivationCheckpointing
 from lora_ft.train.checkpoints import Start
 from lora_ft.train.first_batch import GATE as WORST_BATCH_FIRST
 from lora_ft.train.first_batch import WorstBatchFirst, same_chance, try_evaluation
@@ -109,11 +110,12 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
 
 
 def before_the_first_step(trainer: ResumableTrainer) -> Compared:
-    """Arranges what happens before the first step: the worst batches, then what the run has to beat.
+    """Arranges what happens before the first step: what is computed again, the worst batches, what is to be beaten.
 
     A run that goes on is put back to where it was after all of that.
     """
     compared = Compared(trainer)
+    trainer.add_callback(ActivationCheckpointing(trainer))  # then the worst batch is run as the steps will be
     if WORST_BATCH_FIRST not in trainer.prepared.recipe.checks_off:
         if not trainer.in_step:
             try_evaluation(trainer)

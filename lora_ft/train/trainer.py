@@ -115,6 +115,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.class_weight = class_weight
         self.ran = dict(ran)
         self.standing = Standing()
+        self._trained: list[torch.nn.Parameter] | None = None
+        self._flops_a_value: int | None = None  # of what a batch is made of, tokens or pixels
         self.worst_step_s: float | None = None  # of one batch; `first_batch` measures it
         self.training_problem = replace(
             prepared.problem, loss={**prepared.problem.loss, **training_loss(prepared)}
@@ -190,7 +192,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """What the losses of all accumulated batches on all processes are averaged over."""
         counts = [self.prepared.task.totals(batch) * int(GHOST not in batch) for batch in batch_samples]
-        totals = own = torch.stack(counts).sum(0).to(device)
+        totals = own = _sent(torch.stack(counts).sum(0), device)
         if self.args.world_size > 1:
             self.standing.at("reduction")
             totals = self._reduced(own.flatten()).view_as(own)
@@ -251,6 +253,16 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             self.look_at_losses()
         return loss
 
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """What transformers says a batch costs; its parameters are counted once, and not at every batch."""
+        name: str = self.model.main_input_name
+        if name not in inputs:
+            return 0
+        values = int(inputs[name].numel())
+        if self._flops_a_value is None:
+            self._flops_a_value = int(super().floating_point_ops(inputs)) // values
+        return values * self._flops_a_value
+
     @property
     def in_step(self) -> bool:
         """Whether a forward pass is a collective, because each process has but a piece of the weights."""
@@ -270,6 +282,14 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """Stops a run whose losses went wrong; see `LossWatch.look`."""
         asked = float(self.args.learning_rate)
         self.watch.look(step=self.state.global_step, learning_rate=self._get_learning_rate(), asked_rate=asked)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clips what trains; transformers walks through all parameters at every step."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        if self._trained is None:
+            self._trained = [one for one in model.parameters() if one.requires_grad]
+        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -299,3 +319,15 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         )  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.metrics.items()}
         return EvalLoopOutput(np.empty(0), None, metrics, len(split.rows))
+
+
+def _sent(totals: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Numbers on a device; a GPU gets them when it comes to it, and nobody waits for what it does before.
+
+    Args:
+        totals: On the CPU.
+        device: Where they go.
+    """
+    if device.type != "cuda":
+        return totals.to(device)
+    return totals.pin_memory().to(device, non_blocking=True)

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from lora_ft.errors import InputError
-from lora_ft.launch.machine import Gpu, Place, find_gpus, find_machine, first_host, slurm_place, usable_cores
+from lora_ft.launch.machine import (
+    Gpu,
+    Place,
+    find_gpus,
+    find_machine,
+    first_host,
+    slurm_place,
+    threads_of_a_process,
+    usable_cores,
+)
 
 L40S = 46_068 * 1024 * 1024
 STEP = {
@@ -71,6 +80,30 @@ def test_a_container_may_have_fewer_cores_than_its_machine(
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text(quota, encoding="utf-8")
     assert usable_cores({}, root=tmp_path) == cores
     assert usable_cores({"SLURM_CPUS_PER_TASK": "1"}, root=tmp_path) == 1
+
+
+def test_a_container_of_the_first_kind_may_have_fewer_cores_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    folder = tmp_path / "sys/fs/cgroup/cpu"
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_period_us").write_text("100000\n", encoding="utf-8")
+    for quota, cores in (("350000", 3), ("-1", 8)):
+        (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n", encoding="utf-8")
+        assert usable_cores({}, root=tmp_path) == cores
+
+
+def test_processes_of_a_machine_share_its_cores_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
+    assert threads_of_a_process({}, root=tmp_path) == 6
+    assert threads_of_a_process({"LOCAL_WORLD_SIZE": "2"}, root=tmp_path) == 3
+    assert threads_of_a_process({"LOCAL_WORLD_SIZE": "16"}, root=tmp_path) == 1
+    assert threads_of_a_process({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "5"}, root=tmp_path) is None
 
 
 def test_slurms_step_gives_the_place_of_this_node() -> None:

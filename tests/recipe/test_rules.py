@@ -176,6 +176,12 @@ BROKEN = [
         "training_args.gradient_checkpointing = true",
         "activation_checkpointing is its new name and says the opposite. Keep activation_checkpointing",
     ),
+    (
+        ["training_args={output_dir: a, gradient_checkpointing: true}", "lean.activation_limit_gb=2"],
+        "lean.activation_limit_gb = 2",
+        "training_args.gradient_checkpointing: true computes all layers again, and a limit as many as it takes. Keep",
+    ),
+    (["lean.activation_limit_gb=0"], "lean.activation_limit_gb = 0", "expected a number above 0"),
     # rows
     (["dataset.path=imdb"], "dataset.path", "path and data_files exclude each other. Keep one of them"),
     (["dataset={columns: {}}"], "dataset", "there are no rows. Write data_files: {train: FILE}, or path: with a hub id"),
