@@ -64,10 +64,8 @@ def label_cross_entropy(
         Hsu et al., Liger Kernel (2024), arXiv:2410.10989, section 3.2 (gradients in the forward pass); smoothing:
         Szegedy et al. 2016, arXiv:1512.00567, section 7; softcap: Gemma 2 (2024), arXiv:2408.00118, section 2.
     """
-    wants = torch.is_grad_enabled()
-    losses: torch.Tensor = _LabelCrossEntropy.apply(
-        hidden, down, head.up, labels, head, label_smoothing, chunk_bytes, wants
-    )
+    asked = _Asked(labels, head, label_smoothing, chunk_bytes, wants=torch.is_grad_enabled())
+    losses: torch.Tensor = _LabelCrossEntropy.apply(asked, hidden, down, head.up)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -101,6 +99,19 @@ def label_measures(
             losses[rows] = -logits.gather(1, wanted[:, None])[:, 0]
             losses[rows] += _softmax_(logits)
     return losses, right
+
+
+def head_logits(hidden: torch.Tensor, *, head: FrozenHead, down: torch.Tensor | None = None) -> torch.Tensor:
+    """The logits of a few positions at once, without a gradient: `(n, width)` -> `(n, vocabulary)`.
+
+    Args:
+        hidden: `(n, width)`.
+        head: What makes logits.
+        down: See `label_cross_entropy`.
+    """
+    walk = _Walk(hidden.detach(), down, head, len(hidden) * len(head.weight) * 3 * torch.float64.itemsize)
+    with torch.no_grad():
+        return next(walk.logits())[1]
 
 
 class _Walk:
@@ -181,29 +192,31 @@ def _loss_and_gradient_(
     return losses, logits
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What `_LabelCrossEntropy` is given beside what gets a gradient."""
+
+    labels: torch.Tensor
+    head: FrozenHead
+    smooth: float
+    chunk_bytes: int
+    wants: bool
+
+
 class _LabelCrossEntropy(torch.autograd.Function):
-    """Losses `(n,)` of labelled positions; keeps `(n, width)` and `(n, rank)`, and nothing as wide as the vocabulary."""
+    """Losses `(n,)` of labelled positions; keeps `(n, width)` and `(n, rank)`, nothing as wide as the vocabulary."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        down: torch.Tensor | None,
-        up: torch.Tensor | None,
-        labels: torch.Tensor,
-        head: FrozenHead,
-        label_smoothing: float,
-        chunk_bytes: int,
-        wants: bool,
-    ) -> torch.Tensor:
-        """Makes losses and, where they are wanted, gradients to `hidden` and `down`."""
-        walk = _Walk(hidden, down, head, chunk_bytes)
+    def forward(ctx: Any, asked: _Asked, hidden: torch.Tensor, *lora: torch.Tensor | None) -> torch.Tensor:
+        """Makes losses and, where they are wanted, gradients to `hidden` and to `down`, the first of `lora`."""
+        (down, up), head = lora, asked.head
+        walk = _Walk(hidden, down, head, asked.chunk_bytes)
         losses = hidden.new_empty(len(hidden), dtype=walk.wide)
-        to_hidden, to_down, to_up = (wants and need for need in ctx.needs_input_grad[:3])
+        to_hidden, to_down, to_up = (asked.wants and need for need in ctx.needs_input_grad[1:])
         grads = hidden.new_empty(hidden.shape if to_hidden else (0,), dtype=head.dtype)
-        low = hidden.new_empty((len(hidden), len(up[0])) if to_down and up is not None else (0,), dtype=head.dtype)
+        low = hidden.new_empty((len(hidden), up.shape[1]) if to_down and up is not None else (0,), dtype=head.dtype)
         for rows, logits, slope in walk.logits():
-            losses[rows], gradient = _loss_and_gradient_(logits, labels[rows], label_smoothing=label_smoothing)
+            losses[rows], gradient = _loss_and_gradient_(logits, asked.labels[rows], label_smoothing=asked.smooth)
             if not (to_hidden or to_down):
                 continue
             made = walk.to_heads_output(gradient, slope)
@@ -212,31 +225,29 @@ class _LabelCrossEntropy(torch.autograd.Function):
             if to_down and walk.up is not None:
                 torch.mm(made, walk.up, out=low[rows])
         if to_hidden or to_down or to_up:
-            ctx.save_for_backward(grads, low, *((hidden, down, labels) if to_up else ()))
-            ctx.head, ctx.smooth, ctx.chunk_bytes = head, label_smoothing, chunk_bytes
-            ctx.dtypes = hidden.dtype, down.dtype if down is not None else None
+            ctx.save_for_backward(grads, low, *((hidden, down) if to_up else ()))
+            ctx.asked, ctx.dtypes = asked, (hidden.dtype, None if down is None else down.dtype)
         return losses
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Weighs what was made by the gradient of each position; `up` needs all logits once more."""
         grads, low, *again = ctx.saved_tensors
-        to_hidden, to_down, to_up = ctx.needs_input_grad[:3]
+        to_hidden, to_down, to_up = ctx.needs_input_grad[1:]
         hidden_grad = (grads * grad[:, None]).to(ctx.dtypes[0]) if to_hidden else None
         down_grad = (low * grad[:, None]).to(ctx.dtypes[1]) if to_down else None
-        up_grad = _up_gradient(ctx, *again, grad=grad) if to_up else None
-        return hidden_grad, down_grad, up_grad, None, None, None, None, None
+        return None, hidden_grad, down_grad, _up_gradient(ctx.asked, *again, grad=grad) if to_up else None
 
 
-def _up_gradient(
-    ctx: Any, hidden: torch.Tensor, down: torch.Tensor, labels: torch.Tensor, *, grad: torch.Tensor
-) -> torch.Tensor:
+def _up_gradient(asked: _Asked, hidden: torch.Tensor, down: torch.Tensor, *, grad: torch.Tensor) -> torch.Tensor:
     """The gradient to `up`, `(vocabulary, rank)`: a sum over positions, each with a weight known only now."""
-    walk = _Walk(hidden, down, ctx.head, ctx.chunk_bytes)
-    total = torch.zeros_like(ctx.head.up, dtype=walk.wide)
+    head = asked.head
+    assert head.up is not None
+    walk = _Walk(hidden, down, head, asked.chunk_bytes)
+    total = torch.zeros_like(head.up, dtype=walk.wide)
     for rows, logits, slope in walk.logits():
-        _, gradient = _loss_and_gradient_(logits, labels[rows], label_smoothing=ctx.smooth)
+        _, gradient = _loss_and_gradient_(logits, asked.labels[rows], label_smoothing=asked.smooth)
         made = walk.to_heads_output(gradient.mul_(grad[rows, None]), slope)
-        total += made.T @ down[rows].to(walk.head.dtype)
-    return total.to(ctx.head.up.dtype)
+        total += made.T @ down[rows].to(head.dtype)
+    return total.to(head.up.dtype)

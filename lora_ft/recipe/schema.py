@@ -293,9 +293,11 @@ class LeanSection:
 
     Attributes:
         cast_frozen: Whether frozen linear layers are cast to 16 bits once, not in every forward pass.
+        label_loss: Whether language models make logits at labelled positions alone, a few at a time.
     """
 
     cast_frozen: bool = True
+    label_loss: bool = True
 
 
 @dataclass(frozen=True)

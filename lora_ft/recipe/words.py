@@ -212,6 +212,7 @@ LEAN = _struct(
     LeanSection,
     {
         "cast_frozen": BOOL,
+        "label_loss": BOOL,
     },
 )
 

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,7 +94,7 @@ def test_gradients_are_those_of_differences(softcap: float | None, smoothing: fl
 
 
 @given(n=st.integers(0, 12), chunk_bytes=st.integers(1, 10_000), softcap=st.sampled_from([None, 3.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_size_of_chunks_changes_anything(n: int, chunk_bytes: int, softcap: float | None) -> None:
     hidden, labels, head, _ = case(n, softcap=softcap)
     ours = label_cross_entropy(hidden, labels, head=head, chunk_bytes=chunk_bytes)
@@ -143,5 +143,5 @@ def kept_bytes(n: int, *, lora: bool = False, grad: bool = True) -> int:
 
 def test_nothing_as_wide_as_the_vocabulary_is_kept_and_nothing_without_a_gradient() -> None:
     assert kept_bytes(50) == 50 * WIDTH * 8
-    assert kept_bytes(50, lora=True) == 50 * 8 * (2 * WIDTH + 2 * RANK + 1)
+    assert kept_bytes(50, lora=True) == 50 * 8 * 2 * (WIDTH + RANK)
     assert kept_bytes(50, grad=False) == 0

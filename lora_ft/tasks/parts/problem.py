@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from lora_ft.tasks.parts.labelled import LabelLoss
+
 Rows = Mapping[str, Sequence[Any]]
 """A batch of rows, column by column, under our column names, values as `lora_ft.data.kinds` makes them."""
 
@@ -36,6 +38,7 @@ class Problem:
         loss: The recipe's `loss` section, as far as the task itself reads it.
         checks_off: Gates that the recipe turns off.
         seed: Seed of everything random in `encode` and `collator`.
+        label_loss: What makes losses of labelled positions alone; None: models make the logits of all positions.
     """
 
     problem_type: str
@@ -48,6 +51,7 @@ class Problem:
     loss: Mapping[str, Any] = field(default_factory=dict)
     checks_off: frozenset[str] = frozenset()
     seed: int = 0
+    label_loss: LabelLoss | None = None
 
 
 @dataclass(frozen=True)
