@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from lora_ft.tasks.parts.labelled import LabelLoss
-
 Rows = Mapping[str, Sequence[Any]]
 """A batch of rows, column by column, under our column names, values as `lora_ft.data.kinds` makes them."""
 
@@ -38,7 +36,7 @@ class Problem:
         loss: The recipe's `loss` section, as far as the task itself reads it.
         checks_off: Gates that the recipe turns off.
         seed: Seed of everything random in `encode` and `collator`.
-        label_loss: What makes losses of labelled positions alone; None: models make the logits of all positions.
+        label_loss: A `LabelLoss`, which makes logits at labelled positions alone; None: at all positions.
     """
 
     problem_type: str
@@ -51,7 +49,7 @@ class Problem:
     loss: Mapping[str, Any] = field(default_factory=dict)
     checks_off: frozenset[str] = frozenset()
     seed: int = 0
-    label_loss: LabelLoss | None = None
+    label_loss: Any = None
 
 
 @dataclass(frozen=True)
