@@ -299,6 +299,7 @@ class LeanSection:
         first_token: Whether an encoder's last layer goes on with the first token alone, if the head reads no other.
         activation_limit_gb: As many layers are computed again in the backward pass as it takes for a batch to keep no
             more than so many GB (1e9 bytes) for it; left out: none.
+        label_loss: Whether language models make logits at labelled positions alone, a few at a time.
     """
 
     cast_frozen: bool = True
@@ -307,6 +308,7 @@ class LeanSection:
     dequantized_gb: float = 0.5
     first_token: bool = True
     activation_limit_gb: float | None = None
+    label_loss: bool = True
 
 
 @dataclass(frozen=True)

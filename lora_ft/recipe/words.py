@@ -217,6 +217,7 @@ LEAN = _struct(
         "dequantized_gb": FLOAT,
         "first_token": BOOL,
         "activation_limit_gb": any_of([FLOAT, NULL]),
+        "label_loss": BOOL,
     },
 )
 

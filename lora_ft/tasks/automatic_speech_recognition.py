@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_ft.errors import InputError
 from lora_ft.recipe.schema import Column, FieldTypes
 from lora_ft.tasks.base import Task
-from lora_ft.tasks.parts import audio, audio_batches, audio_ctc, audio_features, audio_transcripts, audio_whisper
+from lora_ft.tasks.parts import (
+    audio,
+    audio_batches,
+    audio_ctc,
+    audio_features,
+    audio_transcripts,
+    audio_whisper,
+    labelled,
+)
 from lora_ft.tasks.parts.audio_augmentation import AUGMENTATION_FIELDS, Augmentation
 from lora_ft.tasks.parts.problem import Features, Generation, Problem, Rows
 
@@ -181,7 +189,9 @@ class AutomaticSpeechRecognition(Task):
         if problem.problem_type == CTC:
             return audio_batches.answers_of(model, batch, problem)
         inputs = {name: batch[name] for name in ("input_features", "decoder_input_ids")}
-        return model(**inputs, use_cache=False)
+        return labelled.outputs_at_labels(
+            model, {**inputs, "use_cache": False}, batch.get("labels"), problem.label_loss
+        )
 
     def loss(
         self,
@@ -196,7 +206,7 @@ class AutomaticSpeechRecognition(Task):
         """See `Task.loss`: CTC's, or the cross-entropy of the transcript's tokens."""
         del class_weight, label_smoothing
         if problem.problem_type == SEQ2SEQ:
-            return audio_whisper.whisper_loss(outputs["logits"], batch["labels"], items=items)
+            return labelled.token_loss(outputs, batch["labels"], items=items, label_smoothing=0.0)
         return audio_ctc.ctc_loss(
             outputs["logits"],
             batch["labels"],

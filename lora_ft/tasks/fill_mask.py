@@ -120,7 +120,11 @@ class FillMask(Task):
 
     def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
         """See `Task.forward`."""
-        return model(**{name: batch[name] for name in batch if name in problem.processor.model_input_names})
+        from lora_ft.tasks.parts.labelled import outputs_at_labels
+
+        inputs = {name: batch[name] for name in batch if name in problem.processor.model_input_names}
+        answered = "gap" in batch and bool(batch["gap"].ge(0).any())  # what fills a gap is read off its logits
+        return outputs_at_labels(model, inputs, None if answered else batch.get("labels"), problem.label_loss)
 
     def loss(
         self,
@@ -134,9 +138,9 @@ class FillMask(Task):
     ) -> torch.Tensor:
         """See `Task.loss`: of the hidden tokens."""
         del problem, class_weight
-        from lora_ft.tasks.parts.language import language_loss
+        from lora_ft.tasks.parts.labelled import token_loss
 
-        return language_loss(outputs["logits"], batch["labels"], items=items, label_smoothing=label_smoothing)
+        return token_loss(outputs, batch["labels"], items=items, label_smoothing=label_smoothing)
 
     def answer(
         self, model: Any, batch: Mapping[str, Any], problem: Problem, *, outputs: Any | None
@@ -144,12 +148,13 @@ class FillMask(Task):
         """See `Task.answer`: sums over the hidden tokens, and the likeliest tokens of a gap."""
         import torch
 
-        from lora_ft.tasks.parts.language import label_sums
+        from lora_ft.tasks.parts.labelled import token_sums
 
-        logits = (self.forward(model, batch, problem) if outputs is None else outputs)["logits"]
-        sums = label_sums(logits, batch["labels"])
+        outputs = self.forward(model, batch, problem) if outputs is None else outputs
+        sums = token_sums(outputs, batch["labels"])
         if not bool(batch["gap"].ge(0).any()):
             return sums
+        logits = outputs["logits"]
         rows = torch.arange(len(logits), device=logits.device)
         scores = logits[rows, batch["gap"].clamp(min=0)].float().softmax(-1)
         best = scores.topk(min(problem.settings["top_k"], scores.shape[-1]), dim=-1)

@@ -166,7 +166,8 @@ class PreferenceTuning(Task):
         from lora_ft.tasks.parts.preferences import WITHOUT_REFERENCE, pairs_of
 
         if "labels" in batch:
-            return pairs_of(model, batch, reference=problem.loss.get("loss_type") not in WITHOUT_REFERENCE)
+            reference = problem.loss.get("loss_type") not in WITHOUT_REFERENCE
+            return pairs_of(model, batch, reference=reference, label_loss=problem.label_loss)
         return model(**batch, use_cache=False)
 
     def loss(

@@ -143,8 +143,10 @@ class Text2TextGeneration(Task):
 
     def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
         """See `Task.forward`."""
-        del problem
-        return model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
+        from lora_ft.tasks.parts.labelled import outputs_at_labels
+
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return outputs_at_labels(model, {**inputs, "use_cache": False}, batch.get("labels"), problem.label_loss)
 
     def loss(
         self,
@@ -158,9 +160,9 @@ class Text2TextGeneration(Task):
     ) -> torch.Tensor:
         """See `Task.loss`."""
         del problem, class_weight
-        from lora_ft.tasks.parts.language import language_loss
+        from lora_ft.tasks.parts.labelled import token_loss
 
-        return language_loss(outputs["logits"], batch["labels"], items=items, label_smoothing=label_smoothing)
+        return token_loss(outputs, batch["labels"], items=items, label_smoothing=label_smoothing)
 
     def answer(
         self, model: Any, batch: Mapping[str, Any], problem: Problem, *, outputs: Any | None

@@ -185,11 +185,14 @@ class TextGeneration(Task):
 
     def forward(self, model: Any, batch: Mapping[str, Any], problem: Problem) -> Any:
         """See `Task.forward`; without a cache, whose presence would let packed sequences see each other."""
+        from lora_ft.tasks.parts.labelled import following, outputs_at_labels
         from lora_ft.tasks.parts.packing import prove_isolation
 
         if "position_ids" in batch and "packed-isolation" not in problem.checks_off:
             prove_isolation(model, vocabulary=len(problem.processor))
-        return model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        labels = following(batch["labels"]) if "labels" in batch else None
+        return outputs_at_labels(model, {**inputs, "use_cache": False}, labels, problem.label_loss)
 
     def loss(
         self,
@@ -203,17 +206,17 @@ class TextGeneration(Task):
     ) -> torch.Tensor:
         """See `Task.loss`: each position foretells the next token."""
         del problem, class_weight
-        from lora_ft.tasks.parts.language import language_loss
+        from lora_ft.tasks.parts.labelled import following, token_loss
 
-        logits, labels = outputs["logits"][:, :-1], batch["labels"][:, 1:]
-        return language_loss(logits, labels, items=items, label_smoothing=label_smoothing)
+        return token_loss(outputs, following(batch["labels"]), items=items, label_smoothing=label_smoothing)
 
     def answer(
         self, model: Any, batch: Mapping[str, Any], problem: Problem, *, outputs: Any | None
     ) -> dict[str, torch.Tensor]:
         """See `Task.answer`: sums over the labels of each row, generated tokens for rows without any."""
         from lora_ft.tasks.parts.causal import answered_prompts
-        from lora_ft.tasks.parts.language import IGNORED, label_sums
+        from lora_ft.tasks.parts.labelled import following, token_sums
+        from lora_ft.tasks.parts.language import IGNORED
 
         labels = batch.get("labels")
         silent = [True] * len(batch["input_ids"]) if labels is None else labels.eq(IGNORED).all(1).tolist()
@@ -221,7 +224,7 @@ class TextGeneration(Task):
         if labels is None or all(silent):
             return found
         outputs = self.forward(model, batch, problem) if outputs is None else outputs
-        return {**found, **label_sums(outputs["logits"][:, :-1], labels[:, 1:])}
+        return {**found, **token_sums(outputs, following(labels))}
 
     def decode(
         self, answer: Mapping[str, np.ndarray], features: Sequence[Mapping[str, Any]], problem: Problem

@@ -22,6 +22,7 @@ from lora_ft.data.encode import LazySplit
 from lora_ft.data.filled import GHOST, FilledRows, FilledSampler
 from lora_ft.models.precision import Precision, autocast_context
 from lora_ft.ops.shards import whole
+from lora_ft.tasks.parts.labelled import LabelLoss
 from lora_ft.train.chance import TrainingCollator
 from lora_ft.train.gates import GradientGate
 from lora_ft.train.gates_loss import LossWatch
@@ -109,7 +110,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             **arguments,
         )
         self.add_callback(EpochOfRows(prepared.features["train"], collate))
-        self.prepared = prepared
+        self.label_loss = LabelLoss() if prepared.recipe.lean.label_loss and not self.in_step else None
+        self.prepared = prepared = replace(prepared, problem=replace(problem, label_loss=self.label_loss))
         self.precision = precision
         self.splits = splits
         self.class_weight = class_weight
@@ -234,9 +236,17 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """The task's forward pass in training; accelerate (1.15) puts no autocast around what FSDP cuts."""
         task, problem = self.prepared.task, self.training_problem
         if not self.is_fsdp_enabled:
-            return task.forward(model, inputs, problem)
+            outputs = task.forward(model, inputs, problem)
+            self._tell_label_loss()
+            return outputs
         with autocast_context(self.precision):
             return convert_to_fp32(task.forward(model, inputs, problem))
+
+    def _tell_label_loss(self) -> None:
+        """Notes whether logits were made at labelled positions alone; a task of another loss says nothing."""
+        told = "off" if self.label_loss is None else self.label_loss.told
+        if told is not None:
+            self.ran["label_loss"] = told
 
     def training_step(
         self,

@@ -123,20 +123,6 @@ def decoder_batch(targets: Sequence[Sequence[int]], problem: Problem) -> dict[st
     }
 
 
-def whisper_loss(logits: torch.Tensor, labels: torch.Tensor, *, items: torch.Tensor | int | float) -> torch.Tensor:
-    """Cross-entropy of the tokens of transcripts, a sum divided by `items`.
-
-    Args:
-        logits: `(rows, tokens, vocabulary)`.
-        labels: `(rows, tokens)`, -100 where there is none.
-        items: What the sum is divided by.
-    """
-    import torch.nn.functional as F  # noqa: N812
-
-    kept = labels.ne(-100)
-    return F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum") / items
-
-
 def transcribe(model: Any, input_features: torch.Tensor, problem: Problem) -> torch.Tensor:
     """Generated tokens, `(rows, tokens)`, greedy unless the recipe says otherwise.
 

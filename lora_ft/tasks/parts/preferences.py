@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ft.errors import DataError, InputError
 from lora_ft.tasks.parts.causal import fitting
 from lora_ft.tasks.parts.chat import ASSISTANT, Message, cut_tokens, template_of
+from lora_ft.tasks.parts.labelled import Labelled, LabelLoss, following, outputs_at_labels
 from lora_ft.tasks.parts.language import IGNORED, end_of_text, frame_of, length_mask, pad_right
 from lora_ft.tasks.parts.problem import Features, Problem, Rows
 
@@ -203,39 +204,45 @@ def pair_batch(features: Sequence[Mapping[str, Any]], problem: Problem) -> dict[
     }
 
 
-def pairs_of(model: Any, batch: Mapping[str, torch.Tensor], *, reference: bool) -> Pairs:
+def pairs_of(
+    model: Any, batch: Mapping[str, torch.Tensor], *, reference: bool, label_loss: LabelLoss | None = None
+) -> Pairs:
     """Log-probabilities of a batch of pairs under the adapter, and under the base below it: one model, no copy.
 
     Args:
         model: The adapted model, possibly wrapped by DDP.
         batch: As `pair_batch` makes it.
         reference: Whether the base is asked too; else its log-probabilities are 0.
+        label_loss: See `Problem`.
 
     Raises:
         InputError: The adapter's initialisation changed the base, so there is no reference left.
     """
     import torch
 
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    sums, tokens = _log_probabilities(model(**inputs, use_cache=False)["logits"], batch["labels"])
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs["use_cache"], labels = False, following(batch["labels"])
+    sums, tokens = _log_probabilities(outputs_at_labels(model, inputs, labels, label_loss), labels)
     base = torch.zeros_like(sums)
     if reference:
         with torch.no_grad(), _base_of(model) as bare:
-            base, _ = _log_probabilities(bare(**inputs, use_cache=False)["logits"], batch["labels"])
+            base, _ = _log_probabilities(outputs_at_labels(bare, inputs, labels, label_loss), labels)
     (chosen, rejected), (base_chosen, base_rejected) = sums.chunk(2), base.detach().chunk(2)
     chosen_tokens, rejected_tokens = tokens.chunk(2)
     return Pairs(chosen, rejected, base_chosen, base_rejected, chosen_tokens, rejected_tokens)
 
 
-def _log_probabilities(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_probabilities(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums over the labelled tokens of each sequence, and their number, `(sequences,)` each."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    labels = labels[:, 1:]
     wanted = labels.ne(IGNORED)
     row, _ = wanted.nonzero(as_tuple=True)
-    losses = F.cross_entropy(logits[:, :-1][wanted].float(), labels[wanted], reduction="none")
+    if isinstance(outputs, Labelled):
+        losses = outputs.losses()
+    else:
+        losses = F.cross_entropy(outputs["logits"][wanted].float(), labels[wanted], reduction="none")
     sums = torch.zeros(len(labels), dtype=losses.dtype, device=losses.device).index_add(0, row, -losses)
     return sums, wanted.sum(1)
 

@@ -36,6 +36,7 @@ class Problem:
         loss: The recipe's `loss` section, as far as the task itself reads it.
         checks_off: Gates that the recipe turns off.
         seed: Seed of everything random in `encode` and `collator`.
+        label_loss: A `LabelLoss`, which makes logits at labelled positions alone; None: at all positions.
     """
 
     problem_type: str
@@ -48,6 +49,7 @@ class Problem:
     loss: Mapping[str, Any] = field(default_factory=dict)
     checks_off: frozenset[str] = frozenset()
     seed: int = 0
+    label_loss: Any = None
 
 
 @dataclass(frozen=True)

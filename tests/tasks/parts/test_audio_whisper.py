@@ -10,6 +10,7 @@ import transformers as tf
 
 from lora_ft.errors import InputError
 from lora_ft.tasks.parts import audio_whisper as whisper
+from lora_ft.tasks.parts.labelled import token_loss
 from lora_ft.tasks.parts.problem import Problem
 from tests.bases_speech import speech_parts, whisper_generation
 
@@ -69,7 +70,7 @@ def test_the_decoder_inputs_are_those_that_the_model_would_shift_itself() -> Non
 
 def test_the_loss_counts_the_transcript_alone() -> None:
     logits, labels = torch.randn(1, 5, 9), torch.tensor([[-100, -100, 3, 4, -100]])
-    found = whisper.whisper_loss(logits, labels, items=2)
+    found = token_loss({"logits": logits}, labels, items=2, label_smoothing=0.0)
     chances = logits.log_softmax(-1)[0]
     assert float(found) == pytest.approx(-float(chances[2, 3] + chances[3, 4]) / 2, rel=1e-5)
 
