@@ -293,9 +293,15 @@ class LeanSection:
 
     Attributes:
         cast_frozen: Whether frozen linear layers are cast to 16 bits once, not in every forward pass.
+        prefix_cache: Whether layers below the lowest one that is trained compute each row once, not in every epoch.
+        prefix_cache_ram_gb: How much memory what they computed may take; more of it lies in a file that is mapped.
+        prefix_cache_disk_gb: How much disk all runs together may take for it.
     """
 
     cast_frozen: bool = True
+    prefix_cache: bool = True
+    prefix_cache_ram_gb: float = 2.0
+    prefix_cache_disk_gb: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,9 @@ LEAN = _struct(
     LeanSection,
     {
         "cast_frozen": BOOL,
+        "prefix_cache": BOOL,
+        "prefix_cache_ram_gb": FLOAT,
+        "prefix_cache_disk_gb": FLOAT,
     },
 )
 

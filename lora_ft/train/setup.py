@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -17,6 +18,7 @@ from lora_ft.train.gates import GradientGate
 from lora_ft.train.interrupt import Interruption
 from lora_ft.train.measure import splits_to_measure
 from lora_ft.train.outcome import Compared
+from lora_ft.train.prefix import know_prefix
 from lora_ft.train.progress import OneScreenProgress, one_curve
 from lora_ft.train.resumable import Restored, ResumableTrainer
 from lora_ft.train.trainer import RankAllocation
@@ -74,16 +76,21 @@ def make_trainer(
     return trainer
 
 
-def before_the_first_step(trainer: ResumableTrainer) -> Compared:
+def before_the_first_step(trainer: ResumableTrainer, *, kept_in: Path | None) -> Compared:
     """Arranges what happens before the first step: the worst batches, then what the run has to beat.
 
     A run that goes on is put back to where it was after all of that.
+
+    Args:
+        trainer: The trainer.
+        kept_in: Where what is made of rows is kept for other runs; None: nowhere.
     """
     compared = Compared(trainer)
     if WORST_BATCH_FIRST not in trainer.prepared.recipe.checks_off:
         if not trainer.in_step:
             try_evaluation(trainer)
         trainer.add_callback(WorstBatchFirst(trainer))
+    know_prefix(trainer, kept_in=kept_in)
     if trainer.checkpoint is not None:  # what is to be beaten has the weights before training
         if trainer.in_step:
             trainer.before_restoring = compared.baseline
