@@ -56,6 +56,7 @@ def main() -> None:
                 "dev_accuracy": scores["accuracy"],
                 "dev_f1_macro": scores["f1_macro"],
                 "learned": result.learned,
+                "lean": result.manifest.run["lean"] if result.manifest is not None else {},
                 "peak_mb": peak_mb(),
             }
         )

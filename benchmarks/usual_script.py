@@ -1,6 +1,6 @@
 """The peft + Trainer script that everybody writes: the base's dropouts stay on, rows come in random order, autocast.
 
-    python -m benchmarks.usual_script TRAIN.csv DEV.csv --base FOLDER [--bf16] [--max-steps N]
+    python -m benchmarks.usual_script TRAIN.csv DEV.csv --base FOLDER [--bf16] [--epochs N] [--max-steps N]
 
 Prints one line of JSON. It uses nothing of lora_ft but the benchmark's own measuring.
 """
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("dev")
     parser.add_argument("--base", required=True)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=-1)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -50,7 +51,7 @@ def main() -> None:
         args=transformers.TrainingArguments(
             output_dir=tempfile.mkdtemp(),
             learning_rate=options.learning_rate,
-            num_train_epochs=3,
+            num_train_epochs=options.epochs,
             max_steps=options.max_steps,
             per_device_train_batch_size=16,
             per_device_eval_batch_size=64,

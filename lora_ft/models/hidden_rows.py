@@ -8,6 +8,7 @@ They tell what the user's texts say: only the user can read them, and the least 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -42,9 +43,16 @@ class HiddenRows:
     def __init__(self, values: torch.Tensor, lengths: Sequence[int]) -> None:
         self.values = values
         self.starts = starts_of(lengths)
+        self.numbers: Sequence[int] = range(len(lengths))
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.numbers)
+
+    def select(self, numbers: Sequence[int]) -> HiddenRows:
+        """Some of the rows, under numbers of their own; nothing is copied."""
+        found = copy.copy(self)
+        found.numbers = [self.numbers[number] for number in numbers]
+        return found
 
     @property
     def bytes(self) -> int:
@@ -53,7 +61,8 @@ class HiddenRows:
 
     def row(self, number: int) -> torch.Tensor:
         """Of one row, `(tokens, width)`."""
-        return self.values[self.starts[number] : self.starts[number + 1]]
+        at = self.numbers[number]
+        return self.values[self.starts[at] : self.starts[at + 1]]
 
     def put(self, number: int, hidden: torch.Tensor) -> None:
         """Fills a row in, `(tokens, width)`."""
@@ -156,7 +165,8 @@ class HiddenFolder:
     def begin(self, size: int) -> Path:
         """Makes an empty file of so many bytes, for `end`."""
         temporary = self.folder / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary.mkdir(mode=0o700, parents=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.mkdir(mode=0o700)
         with _private(temporary / HIDDEN) as stream:
             stream.truncate(size)
         return temporary / HIDDEN
