@@ -69,7 +69,7 @@ def main() -> None:
     contenders = {
         name: ["benchmarks.our_run", *given, "--output", str(folder / f"run-{number}"), *same, *overrides]
         for number, (name, overrides) in enumerate(
-            {ALL_LAYERS: [], WITHOUT: [TOP, "lean.prefix_cache=false"], WITH: [TOP]}.items()
+            {WITHOUT: [TOP, "lean.prefix_cache=false"], WITH: [TOP], ALL_LAYERS: []}.items()
         )
     }
     if options.usual:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -65,7 +66,7 @@ class PrefixRun:
     problem: Problem
     precision: Precision
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return [int(length) for length in self.features["length"][:]]
@@ -81,7 +82,7 @@ class PrefixRun:
         mask = found.get("attention_mask")
         if mask is None or mask.ndim != 2 or len(mask) != len(rows):
             raise Unknowable("no attention mask says how long each row of a batch is")
-        lengths = torch.tensor([self.features[row]["length"] for row in rows])
+        lengths = torch.tensor([self.lengths[row] for row in rows])
         if not torch.equal(mask.cpu().bool(), torch.arange(mask.shape[1]) < lengths[:, None]):
             raise Unknowable("rows are not padded on the right alone")
         return found

@@ -78,15 +78,19 @@ def ready(file: Path, *overrides: str) -> ResumableTrainer:
 
 @pytest.fixture
 def rows_of_layers(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How many rows each layer of a BERT has computed."""
+    return counted(monkeypatch)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How many rows each layer of a BERT computes from now on."""
     seen: Counter[int] = Counter()
     forward = BertLayer.forward
 
-    def counted(layer: Any, hidden: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+    def count(layer: Any, hidden: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         seen[layer.attention.self.layer_idx or 0] += len(hidden)
         return forward(layer, hidden, *arguments, **named)
 
-    monkeypatch.setattr(BertLayer, "forward", counted)
+    monkeypatch.setattr(BertLayer, "forward", count)
     return seen
 
 
@@ -96,45 +100,59 @@ def without(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> TrainResult
     return train(read(experiment(folder, bert), "lean.prefix_cache=false"), RunOptions())
 
 
+@pytest.fixture(scope="module")
+def passed_over(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> tuple[TrainResult, Counter[int]]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        rows = counted(monkeypatch)
+        return train(read(experiment(tmp_path_factory.mktemp("passed"), bert)), RunOptions()), rows
+
+
 def test_losses_and_adapter_are_those_of_a_run_that_computes_all_and_the_layers_below_run_once(
-    tmp_path: Path, bert: Path, without: TrainResult, rows_of_layers: Counter[int], caplog: pytest.LogCaptureFixture
+    passed_over: tuple[TrainResult, Counter[int]], without: TrainResult
 ) -> None:
-    caplog.set_level(logging.INFO, logger="lora_ft")
-    found = train(read(experiment(tmp_path, bert)), RunOptions())
+    found, rows = passed_over
     assert ran(without) == "off: lean.prefix_cache is false"
     facts = ran(found)
     assert {name: facts[name] for name in ("layers", "of", "rows", "computed", "in")} == {
         "layers": BELOW, "of": LAYERS, "rows": ROWS, "computed": ROWS, "in": "memory"
     }  # fmt: skip
-    (line,) = [record.message for record in caplog.records if record.message.startswith("prefix cache")]
-    assert line.startswith(f"prefix cache: {BELOW} of {LAYERS} layers are computed once: {ROWS} rows, ")
     assert losses(found) == pytest.approx(losses(without), abs=1e-5)
     expected = weights(without)
     for name, tensor in weights(found).items():
         torch.testing.assert_close(tensor, expected[name], atol=5e-5, rtol=0)
-    assert rows_of_layers[0] < ROWS + OTHERS
-    assert rows_of_layers[LAYERS - 1] > 2 * ROWS
+    assert rows[0] < ROWS + OTHERS
+    assert rows[LAYERS - 1] > 2 * ROWS
 
 
 @pytest.mark.parametrize(
-    "where", ["mapped and kept", *(pytest.param(one, marks=pytest.mark.slow) for one in ("kept", "mapped"))]
+    ("kept", "limit"),
+    [
+        (True, ["lean.prefix_cache_ram_gb=0"]),
+        pytest.param(True, [], marks=pytest.mark.slow),
+        pytest.param(False, ["lean.prefix_cache_ram_gb=0"], marks=pytest.mark.slow),
+    ],
 )
 def test_wherever_it_lies_and_whoever_computed_it_the_run_is_the_same_to_the_last_bit(
-    tmp_path: Path, bert: Path, where: str
-) -> None:
-    limit = ["lean.prefix_cache_ram_gb=0"] if "mapped" in where else []
-    options = RunOptions(cache_dir=tmp_path / "cache" if "kept" in where else None)
-    short = {**SHORT, "max_steps": 3, "logging_steps": 1, "eval_strategy": "no", "per_device_train_batch_size": 48}
-    plain = train(read(experiment(tmp_path / "plain", bert, training_args=short)), RunOptions())
-    for name in ("first", "second") if "kept" in where else ("first",):
-        found = train(read(experiment(tmp_path / name, bert, training_args=short), *limit), options)
-        assert ran(found)["in"] == ("a mapped file" if limit else "memory")
-        assert ran(found)["computed"] == (ROWS if name == "first" else 0)
-        assert losses(found) == losses(plain)
-        for key, tensor in weights(found).items():
-            assert torch.equal(tensor, weights(plain)[key]), key
-    if "kept" in where:
-        assert len(list((tmp_path / "cache" / "prefix").iterdir())) == 2
+    tmp_path: Path, bert: Path, passed_over: tuple[TrainResult, Any], kept: bool, limit: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO, logger="lora_ft")
+    cache = tmp_path / "cache" if kept else None
+    if kept:
+        know_prefix(ready(experiment(tmp_path / "first", bert), *limit), kept_in=cache)
+    found = train(read(experiment(tmp_path / "second", bert), *limit), RunOptions(cache_dir=cache))
+    where, computed = "a mapped file" if limit else "memory", 0 if kept else ROWS
+    assert (ran(found)["in"], ran(found)["computed"]) == (where, computed)
+    told = [record.message for record in caplog.records if record.message.startswith("prefix cache")]
+    line = (
+        f"prefix cache: {BELOW} of {LAYERS} layers are computed once: {ROWS} rows, 0 MB in {where}, {computed} computed"
+    )
+    assert told[-1].startswith(line)
+    assert losses(found) == losses(passed_over[0])
+    for key, tensor in weights(found).items():
+        assert torch.equal(tensor, weights(passed_over[0])[key]), key
+    if cache is not None:
+        assert len(list((cache / "prefix").iterdir())) == 2
 
 
 def test_a_sweep_reads_what_it_computed_and_all_that_it_depends_on_computes_anew(tmp_path: Path, bert: Path) -> None:
@@ -198,9 +216,9 @@ def test_rows_that_change_under_a_run_are_noticed_and_the_run_computes_on(
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_very_same_adapter(
-    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bert: Path, passed_over: tuple[TrainResult, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(read(experiment(tmp_path / "whole", bert)), RunOptions())
+    whole = passed_over[0]
     file = experiment(tmp_path / "cut", bert)
     step = ResumableTrainer.training_step
 
@@ -248,6 +266,7 @@ def test_where_it_cannot_be_all_is_as_it_was_and_the_manifest_says_why(
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_recompute_the_upper_layers_alone(
     tmp_path: Path, bert: Path, without: TrainResult, rows_of_layers: Counter[int]
 ) -> None:
@@ -257,6 +276,7 @@ def test_checkpointed_activations_recompute_the_upper_layers_alone(
     assert rows_of_layers[0] < ROWS + OTHERS
 
 
+@pytest.mark.slow
 def test_a_causal_model_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
     base = make_base(tmp_path / "llama", "llama", layers=LAYERS, auto_class="AutoModelForCausalLM")
     found = []
