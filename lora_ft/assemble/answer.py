@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lora_ft.assemble.encode import EncodedRows, without_media
+from lora_ft.assemble.known_prefix import KnownPrefix, passed_over
 from lora_ft.models.precision import Precision, autocast_context
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.problem import Problem
@@ -43,6 +44,7 @@ def answer(
     measure_loss: bool = False,
     workers: int = 0,
     in_step: bool = False,
+    known: KnownPrefix | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Answers:
     """Runs a model over features; each batch's answer is decoded at once and forgotten.
@@ -59,6 +61,7 @@ def answer(
         workers: Processes that make features of a lazy task.
         in_step: Whether all processes must run the model equally often, because each has but a piece of it: one with
             fewer batches does one twice, and forgets what came of it.
+        known: What of the features need not be computed.
         advance: Called with the number of features done, for a progress bar.
 
     Returns:
@@ -87,7 +90,8 @@ def answer(
         with torch.no_grad(), autocast_context(precision):
             outputs = None
             if measure_loss:
-                outputs = task.forward(model, batch, problem)
+                with passed_over(known, indices, batch):
+                    outputs = task.forward(model, batch, problem)
                 if number < own:
                     loss_sum += float(task.loss(outputs, batch, problem, items=1))
                     items += task.items(batch)

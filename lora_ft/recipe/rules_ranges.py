@@ -103,6 +103,8 @@ RANGES: dict[tuple[str, str], Range] = {
     ("early_stopping", "early_stopping_threshold"): NOT_NEGATIVE,
     ("lean", "dequantized_gb"): NOT_NEGATIVE,
     ("lean", "activation_limit_gb"): POSITIVE,
+    ("lean", "prefix_cache_ram_gb"): NOT_NEGATIVE,
+    ("lean", "prefix_cache_disk_gb"): NOT_NEGATIVE,
     ("quantization_config", "llm_int8_threshold"): NOT_NEGATIVE,
     ("training_args", "learning_rate"): POSITIVE,
     ("training_args", "num_train_epochs"): POSITIVE,

@@ -300,6 +300,9 @@ class LeanSection:
         activation_limit_gb: As many layers are computed again in the backward pass as it takes for a batch to keep no
             more than so many GB (1e9 bytes) for it; left out: none.
         label_loss: Whether language models make logits at labelled positions alone, a few at a time.
+        prefix_cache: Whether layers below the lowest one that is trained compute each row once, not in every epoch.
+        prefix_cache_ram_gb: How much memory what they computed may take; more of it lies in a file that is mapped.
+        prefix_cache_disk_gb: How much disk all runs together may take for it.
     """
 
     cast_frozen: bool = True
@@ -309,6 +312,9 @@ class LeanSection:
     first_token: bool = True
     activation_limit_gb: float | None = None
     label_loss: bool = True
+    prefix_cache: bool = True
+    prefix_cache_ram_gb: float = 2.0
+    prefix_cache_disk_gb: float = 10.0
 
 
 @dataclass(frozen=True)

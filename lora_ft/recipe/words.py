@@ -218,6 +218,9 @@ LEAN = _struct(
         "first_token": BOOL,
         "activation_limit_gb": any_of([FLOAT, NULL]),
         "label_loss": BOOL,
+        "prefix_cache": BOOL,
+        "prefix_cache_ram_gb": FLOAT,
+        "prefix_cache_disk_gb": FLOAT,
     },
 )
 

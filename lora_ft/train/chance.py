@@ -22,11 +22,15 @@ class TrainingCollator:
     Args:
         collate: The task's: a list of features -> a batch.
         seed: The run's seed, where it draws by chance; None where it does not.
+
+    Attributes:
+        tells_rows: Whether a batch has the key `number`, with the numbers of its features.
     """
 
     def __init__(self, collate: Callable[[Sequence[Mapping[str, Any]]], Any], *, seed: int | None) -> None:
         self.collate = collate
         self.seed = seed
+        self.tells_rows = False
         self.epoch = torch.zeros((), dtype=torch.int64)
         if seed is not None:  # workers that live on from one epoch to the next read it there
             self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # as torch 2.13 has it
@@ -36,7 +40,7 @@ class TrainingCollator:
         self.epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch; with the key `ghost` where it is one of a ghost alone.
+        """A batch; with the key `ghost` where it is one of a ghost alone, else with its numbers if they are wanted.
 
         Args:
             rows: As `FilledRows` hands them out.
@@ -47,7 +51,10 @@ class TrainingCollator:
         else:
             with own_chance((self.seed, int(self.epoch), *(int(row[NUMBER]) for row in rows))):
                 batch = self.collate(features)
-        return {**batch, GHOST: torch.tensor(True)} if GHOST in rows[0] else batch
+        if GHOST in rows[0]:
+            return {**batch, GHOST: torch.tensor(True)}
+        # no tensor: an accelerator would have to be waited for to read it
+        return {**batch, NUMBER: tuple(int(row[NUMBER]) for row in rows)} if self.tells_rows else batch
 
 
 @contextmanager

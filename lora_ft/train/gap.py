@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lora_ft.assemble.encode import encode_rows, references_of
+from lora_ft.assemble.known_prefix import known_of_rows
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.measure import Split, measure
@@ -165,10 +166,12 @@ def look_at_gap(
     if GATE in prepared.recipe.checks_off or "validation" not in metrics:
         return None
     task, problem, started = prepared.task, prepared.problem, time.perf_counter()
-    split = _sample(prepared, rows=len(prepared.rows["validation"]))
+    split, chosen = _sample(prepared, rows=len(prepared.rows["validation"]))
     train = measure(
         trainer.accelerator.unwrap_model(trainer.model), split, task=task, problem=problem,
-        precision=trainer.precision, arguments=trainer.args, in_step=trainer.in_step, given_up=trainer.given_up,
+        precision=trainer.precision, arguments=trainer.args, in_step=trainer.in_step,
+        known=known_of_rows(trainer.known.get("train"), prepared.features["train"], split.features, rows=chosen),
+        given_up=trainer.given_up,
     ).metrics  # fmt: skip
     main = str(trainer.args.metric_for_best_model or task.metrics[problem.problem_type][0]).removeprefix("eval_")
     both = Both(
@@ -239,13 +242,14 @@ def judge(evaluations: Sequence[Evaluation], both: Both, setup: Setup) -> Gap:
     return Gap("even", (numbers,), "")
 
 
-def _sample(prepared: Prepared, *, rows: int) -> Split:
-    """As many training rows as wanted, by the run's seed, encoded as rows that are measured are."""
+def _sample(prepared: Prepared, *, rows: int) -> tuple[Split, list[int]]:
+    """As many training rows as wanted, by the run's seed, encoded as rows that are measured are; their numbers."""
     table, task, problem = prepared.own_rows["train"], prepared.task, prepared.problem
     rng = np.random.default_rng((problem.seed, len(table)))
-    chosen = table.select(np.sort(rng.permutation(len(table))[:rows]))
+    numbers = np.sort(rng.permutation(len(table))[:rows]).tolist()
+    chosen = table.select(numbers)
     features = encode_rows(chosen, task=task, problem=problem)
-    return Split(chosen, features, references_of(chosen, task=task, problem=problem))
+    return Split(chosen, features, references_of(chosen, task=task, problem=problem)), numbers
 
 
 def _validation_loss(one: Evaluation) -> float:

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object, reduce
 
 from lora_ft.assemble.answer import Answers, answer, join_rows
 from lora_ft.assemble.encode import EncodedRows, references_of
+from lora_ft.assemble.known_prefix import KnownPrefix
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.precision import Precision
 from lora_ft.tasks.base import Task
@@ -75,6 +76,7 @@ def measure(
     precision: Precision,
     arguments: transformers.TrainingArguments,
     in_step: bool = False,
+    known: KnownPrefix | None = None,
     advance: Callable[[int], None] | None = None,
     given_up: Callable[[], bool] | None = None,
 ) -> Measured:
@@ -88,6 +90,7 @@ def measure(
         precision: What the model computes in.
         arguments: For the batch size, the workers, and which process this is.
         in_step: Whether all processes must run the model equally often, because each has but a piece of it.
+        known: What of the rows need not be computed.
         advance: Called with the number of features done here.
         given_up: Asked after each batch whether to stop there.
 
@@ -112,6 +115,7 @@ def measure(
         measure_loss=True,
         workers=arguments.dataloader_num_workers if task.lazy else 0,
         in_step=in_step,
+        known=known,
         advance=done,
     )
     shares: list[Answers | None] = gather_object([mine]) if arguments.world_size > 1 else [mine]

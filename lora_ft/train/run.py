@@ -55,8 +55,8 @@ class RunOptions:
         resume: Go on from the newest whole checkpoint in `output_dir`; there must be one.
         auto_resume: Go on from it if there is one.
         asked_world_size: Number of processes the launcher was asked for, or None if nobody said.
-        cache_dir: Where fingerprints of bases are remembered, and features of large splits.
-        keep_features: Whether features may be kept there.
+        cache_dir: Where fingerprints of bases are remembered, features of large splits, and what leaves frozen layers.
+        keep_features: Whether features, and what leaves frozen layers of them, may be kept there.
         shared_dir: What the processes of this run on this machine have in common while rows are prepared; None: it is
             alone here. It is removed as soon as all have read it.
         command: The command line, for the model card.
@@ -129,8 +129,10 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLoc
     folder = Path(recipe.training_args["output_dir"]) / "adapter"
     check_target(folder, overwrite=options.overwrite)
     start = where_to_start(recipe, resume=options.resume, auto_resume=options.auto_resume, overwrite=options.overwrite)
-    cache = options.cache_dir / "features" if options.cache_dir is not None and options.keep_features else None
-    prepared = prepare(recipe, features_dir=cache, shared_dir=options.shared_dir)
+    kept_in = options.cache_dir if options.keep_features else None
+    prepared = prepare(
+        recipe, features_dir=kept_in / "features" if kept_in is not None else None, shared_dir=options.shared_dir
+    )
     taught = check_supervision(prepared)
     arguments, precision = training_arguments(prepared)
     failures.watch(arguments)
@@ -162,7 +164,7 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLoc
     lay_out(trainer)
     settle(trainer, shared_dir=options.shared_dir)
     say(batch_lines(trainer))
-    compared = before_the_first_step(trainer)
+    compared = before_the_first_step(trainer, kept_in=kept_in)
     for callback in options.callbacks:
         trainer.add_callback(callback)
     takes_ranks_away = recipe.peft_config["peft_type"] == "ADALORA"  # down to zero, on purpose

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lora_ft.train.gates import GradientGate
 from lora_ft.train.interrupt import Interruption
 from lora_ft.train.measure import splits_to_measure
 from lora_ft.train.outcome import Compared
+from lora_ft.train.prefix import know_prefix
 from lora_ft.train.progress import OneScreenProgress, one_curve
 from lora_ft.train.resumable import Restored, ResumableTrainer
 from lora_ft.train.trainer import RankAllocation
@@ -109,10 +111,14 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
             trainer.ran["first_token"] = first.on
 
 
-def before_the_first_step(trainer: ResumableTrainer) -> Compared:
+def before_the_first_step(trainer: ResumableTrainer, *, kept_in: Path | None) -> Compared:
     """Arranges what happens before the first step: what is computed again, the worst batches, what is to be beaten.
 
     A run that goes on is put back to where it was after all of that.
+
+    Args:
+        trainer: The trainer.
+        kept_in: Where what is made of rows is kept for other runs; None: nowhere.
     """
     compared = Compared(trainer)
     trainer.add_callback(ActivationCheckpointing(trainer))  # then the worst batch is run as the steps will be
@@ -120,6 +126,7 @@ def before_the_first_step(trainer: ResumableTrainer) -> Compared:
         if not trainer.in_step:
             try_evaluation(trainer)
         trainer.add_callback(WorstBatchFirst(trainer))
+    know_prefix(trainer, kept_in=kept_in)
     if trainer.checkpoint is not None:  # what is to be beaten has the weights before training
         if trainer.in_step:
             trainer.before_restoring = compared.baseline

@@ -15,11 +15,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lora_ft.adapters.optimizers import make_optimizer
 from lora_ft.assemble.encode import EncodedRows
+from lora_ft.assemble.known_prefix import KnownPrefix, passed_over
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.balancing import DrawnSampler
 from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
 from lora_ft.data.encode import LazySplit
-from lora_ft.data.filled import GHOST, FilledRows, FilledSampler
+from lora_ft.data.filled import GHOST, NUMBER, FilledRows, FilledSampler
 from lora_ft.models.precision import Precision, autocast_context
 from lora_ft.ops.shards import whole
 from lora_ft.tasks.parts.labelled import LabelLoss
@@ -109,6 +110,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             processing_class=problem.processor,
             **arguments,
         )
+        self.collate = collate
         self.add_callback(EpochOfRows(prepared.features["train"], collate))
         self.label_loss = LabelLoss() if prepared.recipe.lean.label_loss and not self.in_step else None
         self.prepared = prepared = replace(prepared, problem=replace(problem, label_loss=self.label_loss))
@@ -116,6 +118,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.splits = splits
         self.class_weight = class_weight
         self.ran = dict(ran)
+        self.known: dict[str, KnownPrefix] = {}  # by split; `prefix` fills it
         self.standing = Standing()
         self._trained: list[torch.nn.Parameter] | None = None
         self._flops_a_value: int | None = None  # of what a batch is made of, tokens or pixels
@@ -219,8 +222,10 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """The task's loss; times the processes, because DDP averages gradients over them; of a ghost, nothing."""
         task, problem = self.prepared.task, self.training_problem
         counts = 0 if GHOST in inputs else self.args.world_size
-        inputs = {name: value for name, value in inputs.items() if name != GHOST}
-        outputs = self._outputs(model, inputs)
+        rows = inputs.get(NUMBER)
+        inputs = {name: value for name, value in inputs.items() if name not in (GHOST, NUMBER)}
+        with passed_over(self.known.get("train"), rows, inputs):
+            outputs = self._outputs(model, inputs)
         loss = task.loss(
             outputs,
             inputs,
@@ -279,6 +284,10 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         plugin = self.accelerator.state.deepspeed_plugin
         return bool(self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
 
+    def known_of(self, split: Split) -> KnownPrefix | None:
+        """What is known of the rows of one of the splits that are measured."""
+        return next((self.known.get(name) for name, one in self.splits.items() if one is split), None)
+
     def given_up(self) -> bool:
         """Whether an evaluation is to be given up in its middle."""
         return False
@@ -324,8 +333,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
         measured = measure(
             self.accelerator.unwrap_model(self.model), split, task=self.prepared.task, problem=self.prepared.problem,
-            precision=self.precision, arguments=self.args, in_step=self.in_step, advance=advance,
-            given_up=self.given_up,
+            precision=self.precision, arguments=self.args, in_step=self.in_step, known=self.known_of(split),
+            advance=advance, given_up=self.given_up,
         )  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.metrics.items()}
         return EvalLoopOutput(np.empty(0), None, metrics, len(split.rows))

@@ -1,0 +1,241 @@
+"""Where what leaves the frozen layers lies in a run: in memory, in files that other runs read, or in one of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from lora_ft.assemble.prefix_run import TOKENS, PrefixRun, Unknowable
+from lora_ft.data.feature_cache import rows_digest
+from lora_ft.models.fingerprint import fingerprint
+from lora_ft.models.hidden_rows import HiddenFile, HiddenFolder, HiddenRows, mapped, starts_of
+from lora_ft.models.prefix import Reached
+from lora_ft.train.trainer import AdapterTrainer
+from lora_ft.train.world import weights_digest
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+GB = 1e9
+VOLATILE = frozenset(
+    ("_name_or_path", "transformers_version", "id2label", "label2id", "num_labels", "problem_type", "dtype")
+)
+"""Of a config: what decides nothing below a head."""
+
+
+class Shelf:
+    """Where the hidden states of a run lie: in memory, in files that other runs read, or in one of its own.
+
+    Args:
+        trainer: The trainer.
+        kept_in: The folder for other runs, or None.
+    """
+
+    def __init__(self, trainer: AdapterTrainer, kept_in: Path | None) -> None:
+        lean, arguments = trainer.prepared.recipe.lean, trainer.args
+        self.trainer = trainer
+        self.memory_bytes = int(lean.prefix_cache_ram_gb * GB) if arguments.world_size == 1 else 0
+        self.disk_bytes = int(lean.prefix_cache_disk_gb * GB)
+        self.folder = HiddenFolder(kept_in / "prefix", most_bytes=self.disk_bytes) if kept_in is not None else None
+        # without a folder no other run reads them
+        self._base = fingerprint(trainer.prepared.base, cache_dir=kept_in) if kept_in is not None else None
+        self.computed = 0
+        self.where: dict[str, str] = {}
+        everybody = self._all(int(arguments.local_process_index))
+        self._leader = int(arguments.process_index) - int(arguments.local_process_index)
+        after = [rank for rank, local in enumerate(everybody) if local == 0 and rank > self._leader]
+        here = (after[0] if after else len(everybody)) - self._leader
+        self._share = int(arguments.local_process_index), here
+        self._leads = self._share[0] == 0
+
+    def hidden(self, run: PrefixRun) -> HiddenRows:
+        """The hidden states of a split, read or computed.
+
+        Raises:
+            Unknowable: They cannot be known, or there is no room for them.
+        """
+        reached = run.try_out()
+        key, shape = self._key(run, reached), (int(reached.hidden.shape[-1]), reached.hidden.dtype)
+        found = self._read(run, key, shape) or self._computed(run, key, shape)
+        if not all(self._all(run.is_all(found))):
+            self.where.pop(key)
+            raise Unknowable("layers above read something else of these layers than hidden states")
+        return found
+
+    def throw_away(self) -> None:
+        """Removes what other runs would read."""
+        for key in self.where:
+            if self.folder is not None:
+                self.folder.drop(key)
+
+    def _read(self, run: PrefixRun, key: str, shape: tuple[int, torch.dtype]) -> HiddenRows | None:
+        """What another run kept, if it is whole and still what these layers compute."""
+        folder = self.folder
+        if folder is None or not self._of_leader(folder.is_whole(key) if self._leads else None):
+            return None
+        try:
+            found = folder.read(key, run.lengths, width=shape[0], dtype=shape[1])
+        except OSError:  # another run has just removed it
+            found = None
+        if not all(self._all(found is not None and run.agrees(found, number=len(self.where)))):
+            if self._leads:
+                logger.warning("prefix cache: %s: not what these layers compute, made anew", folder.folder / key)
+                folder.drop(key)
+            self._all(None)
+            return None
+        assert found is not None
+        return self._placed(key, found, run.lengths)
+
+    def _computed(self, run: PrefixRun, key: str, shape: tuple[int, torch.dtype]) -> HiddenRows:
+        """Computes them, and keeps them for others where that is wanted."""
+        width, dtype = shape
+        lengths = run.lengths
+        size = sum(lengths) * width * dtype.itemsize
+        folder = self.folder if self.folder is not None and self._of_leader(self.folder.has_room(size)) else None
+        self.computed += len(lengths)
+        if size > self.memory_bytes:
+            return self._in_file(run, key, folder, shape=shape, size=size)
+        found = HiddenRows(torch.empty(sum(lengths), width, dtype=dtype), lengths)
+        run.fill(found.put)
+        if folder is not None:
+            self._keep(found, key, folder)
+        self.memory_bytes -= size
+        self.where[key] = "memory"
+        return found
+
+    def _keep(self, found: HiddenRows, key: str, folder: HiddenFolder) -> None:
+        """Writes what is in memory for other runs; a full disk costs no more than that."""
+        try:
+            file = folder.begin(found.bytes)
+            try:
+                with _opened(file, found.starts, token_bytes=found.values.shape[1] * found.values.itemsize) as stream:
+                    for number in range(len(found)):
+                        stream.put(number, found.row(number))
+                folder.end(file, key, keep=self.where)
+            finally:
+                folder.abandon(file)  # where it has not become an entry
+        except OSError as error:
+            logger.info("prefix cache: %s: cannot be written: %s", folder.folder, error.strerror or error)
+
+    def _in_file(
+        self, run: PrefixRun, key: str, folder: HiddenFolder | None, *, shape: tuple[int, torch.dtype], size: int
+    ) -> HiddenRows:
+        """Computes them into a file; the processes of a machine share it, each computes a part."""
+        own = self._of_leader(tempfile.mkdtemp(prefix="lora_ft-prefix-") if folder is None and self._leads else None)
+        target = folder or HiddenFolder(Path(own), most_bytes=self.disk_bytes)
+        file = self._of_leader(_begun(target, size) if self._leads else None)
+        try:
+            if file is None:
+                raise Unknowable(f"{size / GB:.1f} GB of hidden states, for which there is no room")
+            told = self._all(self._filled(run, file, token_bytes=shape[0] * shape[1].itemsize))
+            for failed in told:
+                if failed is not None:
+                    raise Unknowable(failed)
+            found = mapped(file, run.lengths, width=shape[0], dtype=shape[1])
+            assert found is not None
+            self._all(None)  # a file that is mapped may be renamed or removed
+            if self._leads and folder is not None:
+                _ended(folder, file, key, keep=self.where)
+        finally:
+            if self._leads and file is not None:
+                target.abandon(file)  # where it has not become an entry
+            if self._leads and own is not None:
+                shutil.rmtree(own, ignore_errors=True)
+        self.where[key] = "a mapped file"
+        return found
+
+    def _filled(self, run: PrefixRun, file: Path, *, token_bytes: int) -> str | None:
+        """Computes this process's part into a file; what went wrong, or None."""
+        try:
+            with _opened(file, starts_of(run.lengths), token_bytes=token_bytes) as stream:
+                run.fill(stream.put, share=self._share)
+        except Unknowable as why:
+            return why.reason
+        except OSError as error:
+            return f"hidden states cannot be written: {error.strerror or error}"
+        return None
+
+    def _placed(self, key: str, found: HiddenRows, lengths: Sequence[int]) -> HiddenRows:
+        """What was mapped, in memory if it may be there."""
+        if found.bytes > self.memory_bytes:
+            self.where[key] = "a mapped file"
+            return found
+        self.memory_bytes -= found.bytes
+        self.where[key] = "memory"
+        return HiddenRows(found.values.clone(), lengths)
+
+    def _key(self, run: PrefixRun, reached: Reached) -> str:
+        """SHA-256 over all that the hidden states of a split follow from."""
+        recipe, model = self.trainer.prepared.recipe, run.model
+        called = frozenset(reached.called)
+        tensors = [
+            (f"{name}.{own}", one)
+            for name, module in model.named_modules()
+            if name in called
+            for own, one in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        ]
+        config = model.get_base_model().config
+        made_of = {
+            "format": FORMAT,
+            "base": self._base,
+            "quantization": recipe.quantization_config,
+            "weights": weights_digest(tensors, values=64),
+            "modules": reached.called,
+            "config": {name: value for name, value in config.to_dict().items() if name not in VOLATILE},
+            "attention": config._attn_implementation,  # transformers (5.23) has no public name for it
+            "precision": [run.precision.name, torch.device(run.precision.device).type],
+            "hidden": [str(reached.hidden.dtype), int(reached.hidden.shape[-1])],
+            "prefix": [run.prefix.name, run.prefix.count],
+            "features": rows_digest(run.features),
+            "batches": [run.task.name, run.training, TOKENS],
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=repr).encode()).hexdigest()
+
+    def _all(self, mine: Any) -> list[Any]:
+        """What each process says, in their order."""
+        said: list[Any] = gather_object([mine]) if self.trainer.args.world_size > 1 else [mine]
+        return said
+
+    def _of_leader(self, mine: Any) -> Any:
+        """What the first process of this machine says."""
+        return self._all(mine)[self._leader]
+
+
+@contextmanager
+def _opened(file: Path, starts: Sequence[int], *, token_bytes: int) -> Iterator[HiddenFile]:
+    """A file to put rows into."""
+    stream = HiddenFile(file, starts, token_bytes=token_bytes)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+def _begun(folder: HiddenFolder, size: int) -> Path | None:
+    """An empty file in a folder; None where there is no room."""
+    try:
+        return folder.begin(size) if folder.has_room(size) else None
+    except OSError as error:
+        logger.info("prefix cache: %s: cannot be written: %s", folder.folder, error.strerror or error)
+        return None
+
+
+def _ended(folder: HiddenFolder, file: Path, key: str, *, keep: Collection[str]) -> None:
+    """Keeps a file that was filled for other runs; a full disk costs no more than that."""
+    try:
+        folder.end(file, key, keep=keep)
+    except OSError as error:
+        logger.info("prefix cache: %s: cannot be written: %s", folder.folder, error.strerror or error)
