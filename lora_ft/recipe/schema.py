@@ -61,6 +61,7 @@ class TaskFacts:
         least_tokens: The least `processor.max_length` that leaves room for a text.
         free_texts: Text columns that preparation may rewrite; empty: labels point into its texts, or it has none.
         varied_texts: Text columns that augmentation may vary.
+        lazy: Whether rows are images or sounds, whose length in tokens nobody knows.
     """
 
     name: str
@@ -79,6 +80,7 @@ class TaskFacts:
     least_tokens: int = 1
     free_texts: tuple[str, ...] = ()
     varied_texts: tuple[str, ...] = ()
+    lazy: bool = False
 
 
 @dataclass(frozen=True)
@@ -293,9 +295,11 @@ class LeanSection:
 
     Attributes:
         cast_frozen: Whether frozen linear layers are cast to 16 bits once, not in every forward pass.
+        max_tokens_per_batch: The most padded tokens of a training batch, beside its most rows; None: rows alone count.
     """
 
     cast_frozen: bool = True
+    max_tokens_per_batch: int | None = None
 
 
 @dataclass(frozen=True)

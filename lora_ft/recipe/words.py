@@ -212,6 +212,7 @@ LEAN = _struct(
     LeanSection,
     {
         "cast_frozen": BOOL,
+        "max_tokens_per_batch": any_of([INT, NULL]),
     },
 )
 

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from lora_ft.assemble.encode import without_media
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.feature_cache import rows_digest
+from lora_ft.data.token_budget import BudgetedBatches
 from lora_ft.errors import AdapterError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.tasks.base import Task
@@ -30,7 +31,12 @@ MEASURED_ON = ("train", "validation")
 
 
 def agreed_start(
-    start: Start, prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None
+    start: Start,
+    prepared: Prepared,
+    arguments: transformers.TrainingArguments,
+    *,
+    batches: BudgetedBatches | None,
+    cache_dir: Path | None,
 ) -> dict[str, Any]:
     """Makes sure that all processes begin at the same place, with what the checkpoint was made of.
 
@@ -43,7 +49,7 @@ def agreed_start(
     agree_on(start.checkpoint, world_size=arguments.world_size)
     now, told = {}, None
     if arguments.process_index == 0:
-        now = made_of(prepared, arguments, cache_dir=cache_dir)
+        now = made_of(prepared, arguments, batches=batches, cache_dir=cache_dir)
         told = other_run(start.checkpoint, now) if start.checkpoint is not None else None
         for line in start.told if told is None else ():
             logger.info("%s", line)
@@ -55,20 +61,28 @@ def agreed_start(
     return now
 
 
-def made_of(prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None) -> dict[str, Any]:
+def made_of(
+    prepared: Prepared,
+    arguments: transformers.TrainingArguments,
+    *,
+    batches: BudgetedBatches | None,
+    cache_dir: Path | None,
+) -> dict[str, Any]:
     """What a checkpoint remembers of its run, to compare with what there is when it goes on.
 
     Args:
         prepared: Rows, and the base.
         arguments: For the processes and the rows of a step.
+        batches: Those that are cut by a budget of tokens, or None.
         cache_dir: Where fingerprints of bases are remembered.
 
     Returns:
-        `world_size`, `rows_a_step`, `base` (its fingerprint) and `data` (a digest of each split).
+        `world_size`, `rows_a_step`, `batches`, `base` (its fingerprint) and `data` (a digest of each split).
     """
     return {
         "world_size": int(arguments.world_size),
         "rows_a_step": rows_a_step(arguments),
+        "batches": None if batches is None else batches.made_of(),
         "base": asdict(fingerprint(prepared.base, cache_dir=cache_dir)),
         "data": {
             split: split_digest(prepared.rows[split], prepared.task) for split in MEASURED_ON if split in prepared.rows
@@ -122,7 +136,22 @@ def other_run(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str | None:
             "training_args.per_device_train_batch_size and gradient_accumulation_steps so that their product with "
             f"the number of processes is {then['rows_a_step']}, or start as many processes as then"
         )
+    if then.get("batches") != now["batches"]:  # checkpoints of older versions know no budget
+        return (
+            f"{where}: the steps of the checkpoint were cut by {_cut(then.get('batches'))}, now by "
+            f"{_cut(now['batches'])}. Set lean.max_tokens_per_batch, training_args.per_device_train_batch_size, "
+            "gradient_accumulation_steps and num_train_epochs, and start as many processes, as then"
+        )
     return None
+
+
+def _cut(batches: Mapping[str, int] | None) -> str:
+    if batches is None:
+        return "rows alone"
+    return (
+        f"{batches['max_tokens']} tokens and {batches['most_rows']} rows a batch, {batches['batches_a_step']} batches "
+        f"a step, {batches['steps_an_epoch']} steps an epoch"
+    )
 
 
 def agree_on(checkpoint: Checkpoint | None, *, world_size: int) -> None:

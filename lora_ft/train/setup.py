@@ -10,6 +10,7 @@ import transformers
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
+from lora_ft.data.token_budget import BudgetedBatches
 from lora_ft.train.checkpoints import Start
 from lora_ft.train.first_batch import GATE as WORST_BATCH_FIRST
 from lora_ft.train.first_batch import WorstBatchFirst, try_evaluation
@@ -28,6 +29,7 @@ def make_trainer(
     fresh: FreshAdapter,
     arguments: transformers.TrainingArguments,
     *,
+    batches: BudgetedBatches | None,
     start: Start,
     made_of: Mapping[str, Any],
     interruption: Interruption,
@@ -62,6 +64,7 @@ def make_trainer(
         class_weight=weights,
         new_head=fresh.base.new_head,
         ran=fresh.ran,
+        batches=batches,
         model=fresh.model,
         args=arguments,
         callbacks=callbacks,
