@@ -171,12 +171,7 @@ class BudgetedBatches(torch.utils.data.Sampler[list[int]]):
     def made_of(self) -> dict[str, int]:
         """What decides the steps, for checkpoints to remember."""
         budget = self.steps.budget
-        return {
-            "max_tokens": budget.tokens,
-            "most_rows": budget.rows,
-            "batches_a_step": budget.pieces,
-            "steps_an_epoch": self.an_epoch,
-        }
+        return {"max_tokens": budget.tokens, "most_rows": budget.rows, "batches_a_step": budget.pieces}
 
     def every(self, epoch: int) -> list[Rows]:
         """The batches of an epoch on all processes."""

@@ -35,7 +35,7 @@ def budgeted_batches(prepared: Prepared, arguments: transformers.TrainingArgumen
         return None
     lengths = padded_lengths(prepared)
     if int(lengths.max()) > asked:
-        fits = "processor.max_length" in _settings(prepared)
+        fits = "max_length" in _settings(prepared)
         raise InputError(
             f"lean.max_tokens_per_batch: {asked}: the longest training row alone has {lengths.max()} tokens with its "
             f"padding. Write {lengths.max()} or more{f', or processor.max_length: {asked}' if fits else ''}"

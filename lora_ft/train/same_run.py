@@ -129,6 +129,15 @@ def other_run(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str | None:
     changed = differences(Fingerprint(**then["base"]), Fingerprint(**now["base"]))
     if changed:
         return f"{where}: the base is not the one of the checkpoint ({'; '.join(changed)}). Give that one, or: {anew}"
+    if now["batches"] is not None and then["batches"] != now["batches"]:
+        rows, count = then["batches"]["most_rows"], then["batches"]["batches_a_step"]
+        return (
+            f"{where}: a step of the checkpoint was {count} batches of {rows} rows at most on {then['world_size']} "
+            f"processes, now it would be {now['batches']['batches_a_step']} of {now['batches']['most_rows']} on "
+            f"{now['world_size']}; lean.max_tokens_per_batch cuts others then. Set "
+            f"training_args.per_device_train_batch_size: {rows}, and gradient_accumulation_steps so that its product "
+            f"with the number of processes is {count}"
+        )
     if then["rows_a_step"] != now["rows_a_step"]:
         return (
             f"{where}: a step of the checkpoint learned of {then['rows_a_step']} rows on {then['world_size']} "
@@ -136,22 +145,7 @@ def other_run(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str | None:
             "training_args.per_device_train_batch_size and gradient_accumulation_steps so that their product with "
             f"the number of processes is {then['rows_a_step']}, or start as many processes as then"
         )
-    if then.get("batches") != now["batches"]:  # checkpoints of older versions know no budget
-        return (
-            f"{where}: the steps of the checkpoint were cut by {_cut(then.get('batches'))}, now by "
-            f"{_cut(now['batches'])}. Set lean.max_tokens_per_batch, training_args.per_device_train_batch_size, "
-            "gradient_accumulation_steps and num_train_epochs, and start as many processes, as then"
-        )
     return None
-
-
-def _cut(batches: Mapping[str, int] | None) -> str:
-    if batches is None:
-        return "rows alone"
-    return (
-        f"{batches['max_tokens']} tokens and {batches['most_rows']} rows a batch, {batches['batches_a_step']} batches "
-        f"a step, {batches['steps_an_epoch']} steps an epoch"
-    )
 
 
 def agree_on(checkpoint: Checkpoint | None, *, world_size: int) -> None:

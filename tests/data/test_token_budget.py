@@ -20,7 +20,9 @@ LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=150)
 @st.composite
 def planned(draw: st.DrawFn) -> BudgetedSteps:
     lengths = np.array(draw(LENGTHS), dtype=np.int64)
-    budget = TokenBudget(draw(st.integers(64, 400)), rows=draw(st.integers(1, 30)), pieces=draw(st.sampled_from([1, 4])))
+    budget = TokenBudget(
+        draw(st.integers(64, 400)), rows=draw(st.integers(1, 30)), pieces=draw(st.sampled_from([1, 4]))
+    )
     return BudgetedSteps(lengths, budget=budget, seed=draw(st.integers(0, 3)), order=draw(st.sampled_from(ORDERS)))
 
 
@@ -71,7 +73,9 @@ def test_a_step_has_the_same_batches_on_one_two_and_four_processes(steps: Budget
 
 @given(lengths=LENGTHS, tokens=st.integers(64, 300), rows=st.integers(1, 20))
 @settings(max_examples=80, deadline=None)
-def test_rows_in_their_order_are_cut_as_row_by_row_counting_cuts_them(lengths: list[int], tokens: int, rows: int) -> None:
+def test_rows_in_their_order_are_cut_as_row_by_row_counting_cuts_them(
+    lengths: list[int], tokens: int, rows: int
+) -> None:
     slow, longest, count = [], 0, 0
     for at, length in enumerate(lengths):
         if count and (count == rows or (count + 1) * max(longest, length) > tokens):
