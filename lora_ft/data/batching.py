@@ -63,16 +63,20 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
             yield from batch
 
 
-def padding_ratio(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
+def padding_ratio(
+    lengths: Sequence[int], batches: Iterable[Sequence[int]], *, padded: Sequence[int] | None = None
+) -> float:
     """Tokens computed over real tokens, when each batch is padded to its longest row; 1.0 is no padding.
 
     Args:
         lengths: Tokens of each row.
         batches: Row indices of each batch.
+        padded: What each row has where it is the longest of its batch; None: its tokens.
     """
+    widths = lengths if padded is None else padded
     computed = real = 0
     for batch in batches:
         tokens = [lengths[row] for row in batch]
-        computed += len(tokens) * max(tokens)
+        computed += len(tokens) * max(widths[row] for row in batch)
         real += sum(tokens)
     return computed / real if real else 1.0

@@ -82,6 +82,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("augmentation", "mask_feature_prob"): PROBABILITY,
     ("augmentation", "mask_time_length"): COUNT,
     ("augmentation", "mask_feature_length"): COUNT,
+    ("lean", "max_tokens_per_batch"): COUNT,
     ("generation_config", "max_new_tokens"): COUNT,
     ("generation_config", "min_new_tokens"): NOT_NEGATIVE,
     ("generation_config", "max_length"): COUNT,

@@ -176,3 +176,31 @@ def one_measure_of_checkpointing(draft: Draft) -> Iterator[Fault]:
     if named is not None and draft.value("lean", "activation_limit_gb") is not None:
         told = f"training_args.{named}: true computes all layers again, and a limit as many as it takes"
         yield Fault(("lean", "activation_limit_gb"), f"{told}. Keep one of them")
+
+
+def token_budget_cuts_the_batches(draft: Draft) -> Iterator[Fault]:
+    """A budget of tokens where rows have none, or where something else decides how large batches are."""
+    if draft.value("lean", "max_tokens_per_batch") is None:
+        return
+    if draft.task is not None and draft.task.lazy:
+        yield Fault(
+            ("lean", "max_tokens_per_batch"),
+            f"rows of {draft.task.name} are not texts: how many tokens each has is not known before it is read. Leave "
+            "it out: training_args.per_device_train_batch_size says how many rows a batch has",
+        )
+    for key, wrong, remedy in (
+        ("dataloader_drop_last", True, "a batch under lean.max_tokens_per_batch is never incomplete. Leave it out"),
+        (
+            "auto_find_batch_size",
+            True,
+            "lean.max_tokens_per_batch says how large batches are, and the worst of them is tried before the first "
+            "step. Leave one of the two out",
+        ),
+        (
+            "train_sampling_strategy",
+            "batch_rebalance",
+            "it cuts batches of its own, and so does lean.max_tokens_per_batch. Write group_by_length or random",
+        ),
+    ):
+        if draft.value("training_args", key) == wrong:
+            yield Fault(("training_args", key), remedy)

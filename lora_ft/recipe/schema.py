@@ -61,6 +61,7 @@ class TaskFacts:
         least_tokens: The least `processor.max_length` that leaves room for a text.
         free_texts: Text columns that preparation may rewrite; empty: labels point into its texts, or it has none.
         varied_texts: Text columns that augmentation may vary.
+        lazy: Whether rows are images or sounds, whose length in tokens nobody knows.
     """
 
     name: str
@@ -79,6 +80,7 @@ class TaskFacts:
     least_tokens: int = 1
     free_texts: tuple[str, ...] = ()
     varied_texts: tuple[str, ...] = ()
+    lazy: bool = False
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,7 @@ class LeanSection:
         prefix_cache: Whether layers below the lowest one that is trained compute each row once, not in every epoch.
         prefix_cache_ram_gb: How much memory what they computed may take; more of it lies in a file that is mapped.
         prefix_cache_disk_gb: How much disk all runs together may take for it.
+        max_tokens_per_batch: The most padded tokens of a training batch, beside its most rows; None: rows alone count.
     """
 
     cast_frozen: bool = True
@@ -315,6 +318,7 @@ class LeanSection:
     prefix_cache: bool = True
     prefix_cache_ram_gb: float = 2.0
     prefix_cache_disk_gb: float = 10.0
+    max_tokens_per_batch: int | None = None
 
 
 @dataclass(frozen=True)

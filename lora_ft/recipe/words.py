@@ -221,6 +221,7 @@ LEAN = _struct(
         "prefix_cache": BOOL,
         "prefix_cache_ram_gb": FLOAT,
         "prefix_cache_disk_gb": FLOAT,
+        "max_tokens_per_batch": any_of([INT, NULL]),
     },
 )
 

@@ -452,6 +452,7 @@ class Task(ABC):
             least_tokens=self.least_tokens,
             free_texts=self.free_texts,
             varied_texts=self.varied_texts,
+            lazy=self.lazy,
         )
 
     def inputs(self) -> tuple[Column, ...]:

@@ -65,12 +65,19 @@ def training_arguments(prepared: Prepared) -> tuple[transformers.TrainingArgumen
         raise RecipeError([f"{recipe.file}: training_args: {error}"]) from error
 
 
-def planned_steps(arguments: transformers.TrainingArguments, rows: int) -> int:
-    """Optimizer steps of the whole run."""
+def planned_steps(arguments: transformers.TrainingArguments, rows: int, *, an_epoch: int | None = None) -> int:
+    """Optimizer steps of the whole run.
+
+    Args:
+        arguments: The arguments of the run.
+        rows: Rows of an epoch.
+        an_epoch: Steps of an epoch, where they do not follow from the rows.
+    """
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
     global_batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return math.ceil(math.ceil(rows / int(global_batch)) * float(arguments.num_train_epochs))
+    steps = math.ceil(rows / int(global_batch)) if an_epoch is None else an_epoch
+    return math.ceil(steps * float(arguments.num_train_epochs))
 
 
 def _without_validation(prepared: Prepared, filled: dict[str, Any]) -> None:

@@ -162,7 +162,13 @@ class Failures:
         arguments, ways = self.trainer.args, []
         told += (peak(arguments.device) or own_memory()) + ")"
         size, accumulated = int(arguments.train_batch_size), int(arguments.gradient_accumulation_steps)
-        for smaller in divisors(size, size * accumulated)[:1]:
+        if self.trainer.batches is not None:
+            tokens = self.trainer.batches.steps.budget.tokens
+            ways.append(
+                f"lean.max_tokens_per_batch: {tokens // 2} and training_args.gradient_accumulation_steps: "
+                f"{2 * accumulated} (a step still learns of about as many tokens)"
+            )
+        for smaller in divisors(size, size * accumulated)[:1] if self.trainer.batches is None else ():
             ways.append(
                 f"training_args.per_device_train_batch_size: {smaller} and training_args.gradient_accumulation_steps: "
                 f"{size * accumulated // smaller} (a step still learns of as many rows)"

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from lora_ft.assemble.answer import on_device
+from lora_ft.data.token_budget import TokenBudget
 from lora_ft.errors import GateError
 from lora_ft.models.precision import autocast_context
 from lora_ft.ops.shards import let_go, piece
@@ -54,6 +55,23 @@ class Heaviest:
         rows = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")[:size].tolist()
         return cls(tuple(rows), int(lengths[rows[0]]))
 
+    @classmethod
+    def under(cls, lengths: Sequence[int], budget: TokenBudget) -> list[Heaviest]:
+        """The batch of the longest rows that a budget allows, and, where another has more tokens, that one too.
+
+        Attention costs most in the first, all else in the second.
+
+        Args:
+            lengths: Padded tokens of each feature.
+            budget: What a batch may hold.
+        """
+        costs = np.asarray(lengths, dtype=np.int64)
+        order = np.argsort(-costs, kind="stable")
+        fits = np.clip(budget.tokens // costs[order], 1, budget.rows)
+        counts = np.minimum(fits, np.arange(len(order), 0, -1))
+        starts = dict.fromkeys((0, int(np.argmax(counts * costs[order]))))
+        return [cls(tuple(order[at : at + counts[at]].tolist()), int(costs[order[at]])) for at in starts]
+
 
 class WorstBatchFirst(transformers.TrainerCallback):  # type: ignore[misc]
     """Runs the longest rows in one batch forward, backward and through the optimizer before the first step.
@@ -85,8 +103,7 @@ def try_training(trainer: AdapterTrainer) -> None:
     Raises:
         GateError: It does not fit into memory; with a batch size that was tried and fits.
     """
-    arguments, lengths = trainer.args, trainer.train_dataset["length"][:]
-    size, accumulated = int(arguments.train_batch_size), int(arguments.gradient_accumulation_steps)
+    arguments = trainer.args
     wrapped: Any = trainer.optimizer
     optimizer = wrapped.optimizer  # below accelerate's, which would speak to the other processes
 
@@ -94,19 +111,25 @@ def try_training(trainer: AdapterTrainer) -> None:
         with as_it_was(trainer.model, optimizer):
             _train(trainer, rows, optimizer)
 
-    with same_chance(arguments.device):
-        worst = Heaviest.of(lengths, size=size)
-        started = time.perf_counter()
-        failed = _try(trainer, attempt, worst.rows)
-        if failed is None:
-            trainer.worst_step_s = seconds = time.perf_counter() - started
-            told = f"{size_of(trainer, worst)}: forward, backward and a step in {seconds:.2f} s"
-            logger.info("worst batch first: %s%s", told, peak(arguments.device))
-            return
-        failed += peak(arguments.device)
-        sizes = divisors(size, size * accumulated)
-        fits = _largest(trainer, attempt, worst.rows, sizes) if not trainer.in_step else None
-    raise _refusal(trainer, worst, failed, fits=fits, training=True)
+    if trainer.batches is None:
+        heaviest = [Heaviest.of(trainer.train_dataset["length"][:], size=int(arguments.train_batch_size))]
+    else:
+        heaviest = Heaviest.under(trainer.batches.steps.lengths.tolist(), trainer.batches.steps.budget)
+    for worst in heaviest:
+        with same_chance(arguments.device):
+            started = time.perf_counter()
+            failed = _try(trainer, attempt, worst.rows)
+            if failed is None:
+                seconds = time.perf_counter() - started
+                trainer.worst_step_s = max(seconds, trainer.worst_step_s or 0.0)
+                told = f"{size_of(trainer, worst)}: forward, backward and a step in {seconds:.2f} s"
+                logger.info("worst batch first: %s%s", told, peak(arguments.device))
+                continue
+            failed += peak(arguments.device)
+            size = len(worst.rows) if trainer.batches is not None else int(arguments.train_batch_size)
+            sizes = divisors(size, size * int(arguments.gradient_accumulation_steps))
+            fits = _largest(trainer, attempt, worst.rows, sizes) if not trainer.in_step else None
+        raise _refusal(trainer, worst, failed, fits=fits, training=True)
 
 
 def try_evaluation(trainer: AdapterTrainer) -> None:
@@ -271,11 +294,20 @@ def peak(device: torch.device) -> str:
 def _refusal(trainer: AdapterTrainer, batch: Heaviest, failed: str, *, fits: int | None, training: bool) -> GateError:
     """The error with settings that fit, and other ways to need less."""
     arguments = trainer.args
-    key = f"training_args.per_device_{'train' if training else 'eval'}_batch_size"
-    ways = []
+    key, most = f"training_args.per_device_{'train' if training else 'eval'}_batch_size", len(batch.rows)
+    batches, ways = trainer.batches if training else None, []
+    if batches is not None:
+        key, most = "lean.max_tokens_per_batch", batches.steps.budget.tokens
     if fits is None:
-        less = f"set {key} below {len(batch.rows)} (not tried: no process can try one without the others)"
+        less = f"set {key} below {most} (not tried: no process can try one without the others)"
         ways.append(less if trainer.in_step else "not even a batch of one row fits")
+    elif batches is not None:
+        tokens = max(fits * batch.length, int(batches.steps.lengths.max()))
+        accumulated = int(arguments.gradient_accumulation_steps) * len(batch.rows) // fits
+        ways.append(
+            f"set {key}: {tokens} (tried: {fits} x {batch.length} fits), and "
+            f"training_args.gradient_accumulation_steps: {accumulated} for steps of about as many tokens"
+        )
     elif not training:
         ways.append(f"set {key}: {fits} (tried: it fits)")
     else:

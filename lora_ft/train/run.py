@@ -21,6 +21,7 @@ from lora_ft.assemble.prepare import Prepared, prepare
 from lora_ft.data.shared import forget
 from lora_ft.recipe.schema import Recipe
 from lora_ft.train.arguments import planned_steps, training_arguments
+from lora_ft.train.batches import budgeted_batches
 from lora_ft.train.checkpoint_folder import begin_run_folder, make_run_folder
 from lora_ft.train.checkpoints import where_to_start
 from lora_ft.train.failures import Failures
@@ -142,12 +143,14 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLoc
     check_batches(arguments)
     sharding = sharding_of(arguments)
     check_sharding(recipe, arguments, kind=sharding, precision=precision)
-    now = agreed_start(start, prepared, arguments, cache_dir=options.cache_dir)
+    batches = budgeted_batches(prepared, arguments)
+    now = agreed_start(start, prepared, arguments, batches=batches, cache_dir=options.cache_dir)
     make_run_folder(recipe)
     lock.take(arguments)
     looked_at = examined_in_short(prepared) if arguments.process_index == 0 else []
     say((*prepared.lines(), *truncation_lines(prepared), *taught, *looked_at))
-    steps = planned_steps(arguments, rows_of_an_epoch(prepared))
+    an_epoch = None if batches is None else batches.an_epoch
+    steps = planned_steps(arguments, rows_of_an_epoch(prepared), an_epoch=an_epoch)
     with loaded_whole(arguments, sharding):
         fresh = build(
             prepared,
@@ -158,7 +161,9 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLoc
         )
     report = trainable_report(fresh.model)
     say((report.line(), *(f"  {line}" for line in report.table_lines() if options.list_modules)))
-    trainer = make_trainer(prepared, fresh, arguments, start=start, made_of=now, interruption=interruption)
+    trainer = make_trainer(
+        prepared, fresh, arguments, batches=batches, start=start, made_of=now, interruption=interruption
+    )
     failures.follow(trainer)
     check_is_cut(trainer, sharding)
     lay_out(trainer)
@@ -235,12 +240,16 @@ def say(lines: Iterable[str]) -> None:
 
 
 def batch_lines(trainer: AdapterTrainer) -> list[str]:
-    """How rows are drawn, and what is computed for padding."""
+    """How rows are drawn, and what is computed for padding; the manifest keeps what batches cost."""
     lines = []
+    cost = trainer.ran["batches"] = trainer.batch_figures()
     if trainer.draw is not None:
         lines.append(draw_line(trainer.draw, labels=trainer.prepared.problem.labels))
     if not trainer.prepared.task.lazy:
-        lines.append(f"padding: {trainer.padding():.2f} tokens computed for each real one")
+        lines.append(
+            f"padding: {cost['padding']:.2f} tokens computed for each real one; a step learns of "
+            f"{cost['rows_a_step']:,.1f} rows with {cost['tokens_a_step']:,.0f} tokens in the mean"
+        )
     return lines
 
 

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from lora_ft.assemble.encode import without_media
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.feature_cache import rows_digest
+from lora_ft.data.token_budget import BudgetedBatches
 from lora_ft.errors import AdapterError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.tasks.base import Task
@@ -30,7 +31,12 @@ MEASURED_ON = ("train", "validation")
 
 
 def agreed_start(
-    start: Start, prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None
+    start: Start,
+    prepared: Prepared,
+    arguments: transformers.TrainingArguments,
+    *,
+    batches: BudgetedBatches | None,
+    cache_dir: Path | None,
 ) -> dict[str, Any]:
     """Makes sure that all processes begin at the same place, with what the checkpoint was made of.
 
@@ -43,7 +49,7 @@ def agreed_start(
     agree_on(start.checkpoint, world_size=arguments.world_size)
     now, told = {}, None
     if arguments.process_index == 0:
-        now = made_of(prepared, arguments, cache_dir=cache_dir)
+        now = made_of(prepared, arguments, batches=batches, cache_dir=cache_dir)
         told = other_run(start.checkpoint, now) if start.checkpoint is not None else None
         for line in start.told if told is None else ():
             logger.info("%s", line)
@@ -55,20 +61,28 @@ def agreed_start(
     return now
 
 
-def made_of(prepared: Prepared, arguments: transformers.TrainingArguments, *, cache_dir: Path | None) -> dict[str, Any]:
+def made_of(
+    prepared: Prepared,
+    arguments: transformers.TrainingArguments,
+    *,
+    batches: BudgetedBatches | None,
+    cache_dir: Path | None,
+) -> dict[str, Any]:
     """What a checkpoint remembers of its run, to compare with what there is when it goes on.
 
     Args:
         prepared: Rows, and the base.
         arguments: For the processes and the rows of a step.
+        batches: Those that are cut by a budget of tokens, or None.
         cache_dir: Where fingerprints of bases are remembered.
 
     Returns:
-        `world_size`, `rows_a_step`, `base` (its fingerprint) and `data` (a digest of each split).
+        `world_size`, `rows_a_step`, `batches`, `base` (its fingerprint) and `data` (a digest of each split).
     """
     return {
         "world_size": int(arguments.world_size),
         "rows_a_step": rows_a_step(arguments),
+        "batches": None if batches is None else batches.made_of(),
         "base": asdict(fingerprint(prepared.base, cache_dir=cache_dir)),
         "data": {
             split: split_digest(prepared.rows[split], prepared.task) for split in MEASURED_ON if split in prepared.rows
@@ -115,6 +129,15 @@ def other_run(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str | None:
     changed = differences(Fingerprint(**then["base"]), Fingerprint(**now["base"]))
     if changed:
         return f"{where}: the base is not the one of the checkpoint ({'; '.join(changed)}). Give that one, or: {anew}"
+    if now["batches"] is not None and then["batches"] != now["batches"]:
+        rows, count = then["batches"]["most_rows"], then["batches"]["batches_a_step"]
+        return (
+            f"{where}: a step of the checkpoint was {count} batches of {rows} rows at most on {then['world_size']} "
+            f"processes, now it would be {now['batches']['batches_a_step']} of {now['batches']['most_rows']} on "
+            f"{now['world_size']}; lean.max_tokens_per_batch cuts others then. Set "
+            f"training_args.per_device_train_batch_size: {rows}, and gradient_accumulation_steps so that its product "
+            f"with the number of processes is {count}"
+        )
     if then["rows_a_step"] != now["rows_a_step"]:
         return (
             f"{where}: a step of the checkpoint learned of {then['rows_a_step']} rows on {then['world_size']} "

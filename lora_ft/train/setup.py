@@ -15,6 +15,7 @@ from lora_ft.assemble.answer import on_device
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
+from lora_ft.data.token_budget import BudgetedBatches
 from lora_ft.models.first_token import FirstToken
 from lora_ft.models.precision import autocast_context
 from lora_ft.train.activations import ActivationCheckpointing
@@ -40,6 +41,7 @@ def make_trainer(
     fresh: FreshAdapter,
     arguments: transformers.TrainingArguments,
     *,
+    batches: BudgetedBatches | None,
     start: Start,
     made_of: Mapping[str, Any],
     interruption: Interruption,
@@ -74,6 +76,7 @@ def make_trainer(
         class_weight=weights,
         new_head=fresh.base.new_head,
         ran=fresh.ran,
+        batches=batches,
         model=fresh.model,
         args=arguments,
         callbacks=callbacks,

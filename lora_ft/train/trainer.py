@@ -18,12 +18,14 @@ from lora_ft.assemble.encode import EncodedRows
 from lora_ft.assemble.known_prefix import KnownPrefix, passed_over
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.balancing import DrawnSampler
-from lora_ft.data.batching import LengthGroupedSampler, padding_ratio
+from lora_ft.data.batching import LengthGroupedSampler
 from lora_ft.data.encode import LazySplit
 from lora_ft.data.filled import GHOST, NUMBER, FilledRows, FilledSampler
+from lora_ft.data.token_budget import BudgetedBatches
 from lora_ft.models.precision import Precision, autocast_context
 from lora_ft.ops.shards import whole
 from lora_ft.tasks.parts.labelled import LabelLoss
+from lora_ft.train.batches import figures, loader, padded_lengths
 from lora_ft.train.chance import TrainingCollator
 from lora_ft.train.gates import GradientGate
 from lora_ft.train.gates_loss import LossWatch
@@ -82,6 +84,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         class_weight: One weight a label, or None.
         new_head: Whether the head was initialised for this run.
         ran: What of the recipe's `lean` took effect so far; what is found out later is added.
+        batches: The batches of this process, where the recipe gives them a budget of tokens.
         **arguments: Those of `transformers.Trainer`.
     """
 
@@ -97,6 +100,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         class_weight: Sequence[float] | None,
         new_head: bool,
         ran: Mapping[str, Any],
+        batches: BudgetedBatches | None = None,
         **arguments: Any,
     ) -> None:
         validation, task, problem = splits.get("validation"), prepared.task, prepared.problem
@@ -119,6 +123,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.class_weight = class_weight
         self.ran = dict(ran)
         self.known: dict[str, KnownPrefix] = {}  # by split; `prefix` fills it
+        self.batches = batches
         self.standing = Standing()
         self._trained: list[torch.nn.Parameter] | None = None
         self._flops_a_value: int | None = None  # of what a batch is made of, tokens or pixels
@@ -172,11 +177,26 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     def _data_seed(self) -> int:
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
-    def padding(self) -> float:
-        """Tokens computed over real tokens in the first epoch."""
-        lengths, size = self.train_dataset["length"][:], self.args.train_batch_size
-        order = list(self._order() or range(len(lengths)))
-        return padding_ratio(lengths, (order[start : start + size] for start in range(0, len(order), size)))
+    def get_train_dataloader(self) -> Any:
+        """The batches of this process; see `BudgetedBatches` for those that are cut by a budget of tokens."""
+        if self.batches is None:
+            return super().get_train_dataloader()
+        return loader(self.batches, self.train_dataset, collate=self.data_collator, trainer=self)
+
+    def batch_figures(self) -> dict[str, float]:
+        """What the batches of the first epoch cost, see `batches.figures`; of images and sounds, their rows alone."""
+        size, accumulated = int(self.args.train_batch_size), int(self.args.gradient_accumulation_steps)
+        a_step = size * accumulated * int(self.args.world_size)
+        if self.prepared.task.lazy:
+            return {"rows_a_step": float(a_step)}
+        lengths = self.train_dataset["length"][:]
+        if self.batches is not None:
+            batches, steps = [one.tolist() for one in self.batches.every(0)], self.batches.an_epoch
+        else:
+            order = list(self._order() or range(len(lengths)))
+            batches = [order[start : start + size] for start in range(0, len(order), size)]
+            steps = -(-len(order) // a_step)
+        return figures(batches, steps=steps, lengths=lengths, padded=padded_lengths(self.prepared).tolist())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Creates peft's optimizer if the recipe names one, else what `training_args.optim` says."""

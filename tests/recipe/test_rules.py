@@ -182,6 +182,23 @@ BROKEN = [
         "training_args.gradient_checkpointing: true computes all layers again, and a limit as many as it takes. Keep",
     ),
     (["lean.activation_limit_gb=0"], "lean.activation_limit_gb = 0", "expected a number above 0"),
+    # batches by tokens
+    (["lean.max_tokens_per_batch=0"], "lean.max_tokens_per_batch = 0", "expected a number at least 1"),
+    (
+        ["training_args.dataloader_drop_last=true", "lean.max_tokens_per_batch=64"],
+        "training_args.dataloader_drop_last",
+        "a batch under lean.max_tokens_per_batch is never incomplete. Leave it out",
+    ),
+    (
+        ["training_args.auto_find_batch_size=true", "lean.max_tokens_per_batch=64"],
+        "training_args.auto_find_batch_size",
+        "lean.max_tokens_per_batch says how large batches are, and the worst of them is tried before the first step. L",
+    ),
+    (
+        ["training_args.train_sampling_strategy=batch_rebalance", "lean.max_tokens_per_batch=64"],
+        "training_args.train_sampling_strategy",
+        "it cuts batches of its own, and so does lean.max_tokens_per_batch. Write group_by_length or random",
+    ),
     # rows
     (["dataset.path=imdb"], "dataset.path", "path and data_files exclude each other. Keep one of them"),
     (["dataset={columns: {}}"], "dataset", "there are no rows. Write data_files: {train: FILE}, or path: with a hub id"),
@@ -338,6 +355,13 @@ def test_each_rule_is_broken_by_some_recipe(tmp_path: Path, machine: Path) -> No
         fill_defaults(draft)
         unbroken -= {rule for rule in unbroken if list(rule(draft))}
     assert {rule.__name__ for rule in unbroken} == set()
+
+
+def test_a_task_whose_rows_are_no_texts_has_no_budget_of_tokens(tmp_path: Path, machine: Path) -> None:
+    tasks = {TEXT_CLASSIFICATION.name: replace(TEXT_CLASSIFICATION, lazy=True)}
+    told = "how many tokens each has is not known before it is read. Leave it out"
+    with pytest.raises(RecipeError, match=told):
+        read_recipe(write(tmp_path), overrides=["lean.max_tokens_per_batch=64"], tasks=tasks)
 
 
 @pytest.mark.parametrize(

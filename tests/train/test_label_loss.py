@@ -1,4 +1,4 @@
-"""Whole runs with `lean.label_loss` on and off: the same adapter, the same measurements, and the manifest says which."""
+"""Whole runs with `lean.label_loss` on and off: the same adapter and measurements, and the manifest says which."""
 
 from __future__ import annotations
 

@@ -47,6 +47,8 @@ EXPERIMENTS = {
     "random": "random",
     "one row in the last step": "one",
     "grouped": "grouped",
+    "cut by tokens": "tokens",
+    "cut by tokens in random order": "tokens_random",
     "incomplete batches left out": "dropped",
     "drawn": "drawn",
     "generated": "generated",
@@ -106,12 +108,21 @@ def make_recipes(folder: Path, bases: Bases, *, world: int) -> dict[str, Path]:
     one = sizes(world)
     split = sizes(world, accumulated=2)
     grouped = {"train_sampling_strategy": "group_by_length"}
+    budget = {"max_tokens_per_batch": 48}
+    tokens = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4 // world}
     return {
         "random": reviews(folder / "random", bases.bert, rows=37, training_args=one),
         "one row in the last step": reviews(
             folder / "one", bases.bert, rows=33, training_args={**split, "optim": "adamw_torch", "learning_rate": 1e-2}
         ),
         "grouped": reviews(folder / "grouped", bases.bert, rows=37, training_args={**split, **grouped}),
+        "cut by tokens": reviews(
+            folder / "tokens", bases.bert, rows=37, lean=budget, training_args={**tokens, **grouped}
+        ),
+        "cut by tokens in random order": reviews(
+            folder / "tokens_random", bases.bert, rows=37, lean=budget,
+            training_args={**tokens, "train_sampling_strategy": "random"},
+        ),
         "incomplete batches left out": reviews(
             folder / "dropped", bases.bert, rows=37,
             training_args={**one, "train_sampling_strategy": "sequential", "dataloader_drop_last": True},
