@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_ft.errors import InputError
-from lora_ft.launch.machine import threads_of_a_process
+from lora_ft.launch.machine import others_compute, threads_of_a_process, usable_cores
 
 if TYPE_CHECKING:
     import psutil
@@ -124,6 +124,9 @@ def quiet_libraries(debug: bool, *, offline: bool) -> None:
     threads = threads_of_a_process(os.environ)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        cores = usable_cores(os.environ)
+        if sys.platform == "linux" and others_compute(os.getloadavg()[0], threads=threads, cores=cores):
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

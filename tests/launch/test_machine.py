@@ -14,6 +14,7 @@ from lora_ft.launch.machine import (
     find_gpus,
     find_machine,
     first_host,
+    others_compute,
     slurm_place,
     threads_of_a_process,
     usable_cores,
@@ -104,6 +105,13 @@ def test_processes_of_a_machine_share_its_cores_unless_the_user_says_otherwise(
     assert threads_of_a_process({"LOCAL_WORLD_SIZE": "2"}, root=tmp_path) == 3
     assert threads_of_a_process({"LOCAL_WORLD_SIZE": "16"}, root=tmp_path) == 1
     assert threads_of_a_process({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "5"}, root=tmp_path) is None
+
+
+def test_threads_sleep_where_others_compute_on_the_same_cores() -> None:
+    assert others_compute(1.0, threads=2, cores=2)
+    assert not others_compute(0.3, threads=2, cores=2)
+    assert not others_compute(3.0, threads=4, cores=8)
+    assert not others_compute(9.0, threads=1, cores=2), "one thread waits for none"
 
 
 def test_slurms_step_gives_the_place_of_this_node() -> None:
