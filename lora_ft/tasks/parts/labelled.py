@@ -230,7 +230,7 @@ def _unfit(head: Any) -> str | None:
 
     if head is None:
         return "the base names no head"
-    linear = head.get_base_layer() if type(head) is lora.Linear else head
+    linear = head.get_base_layer() if isinstance(head, lora.Linear) else head
     if isinstance(linear, AuxiliaryTrainingWrapper) or any(one.requires_grad for one in linear.parameters()):
         return "the head is trained"
     if type(linear) is not nn.Linear:  # quantised, or of another peft method
@@ -260,7 +260,7 @@ def _frozen_head(
     from lora_ft.ops.label_loss import FrozenHead
 
     layer = base.get_output_embeddings()
-    linear = layer.get_base_layer() if type(layer) is lora.Linear else layer
+    linear = layer.get_base_layer() if isinstance(layer, lora.Linear) else layer
     bias = linear.bias
     if after.biased:
         added = base.get_buffer(ADDED_BIAS).flatten()
