@@ -25,7 +25,7 @@ from lora_ft.cli.environment import read_checked
 from lora_ft.train.run import RunOptions, train
 
 MOST_ROWS = 256
-FILLED = 0.97
+FILLED = 0.94
 """The share of its budget that a batch has of real tokens in the mean: what the budget is divided by."""
 
 

@@ -94,6 +94,12 @@ def test_the_epochs_of_a_run_by_steps_are_all_looked_at(max_steps: int) -> None:
     assert all(len(steps.of_epoch(epoch, count=an_epoch)) == an_epoch for epoch in range(used))
 
 
+def test_all_epochs_have_as_many_steps_as_the_one_that_needs_most() -> None:
+    steps = BudgetedSteps(skewed(300), budget=TokenBudget(512, rows=64, pieces=1), seed=0, order="random")
+    needed = [len(steps.of_epoch(epoch, count=0)) for epoch in range(8)]
+    assert needed[0] < max(needed) == steps.an_epoch(epochs=7.5, max_steps=-1)
+
+
 def test_padding_is_less_than_with_as_many_rows_a_batch_and_tokens_a_step_vary_less() -> None:
     lengths = skewed(3_000)
     budget = TokenBudget(2_048, rows=256, pieces=1)
