@@ -42,7 +42,10 @@ def run(folder: Path, task: str, *, lean: Mapping[str, Any], peft_config: Mappin
     return train(read(file), RunOptions())
 
 
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize(
+    "task",
+    ["text-generation", *(pytest.param(one, marks=pytest.mark.slow) for one in RUNS if one != "text-generation")],
+)
 def test_a_run_ends_with_the_adapter_and_the_measurements_of_the_usual_way(tmp_path: Path, task: str) -> None:
     found = []
     for name, lean in (("on", {}), ("off", {"label_loss": False})):
