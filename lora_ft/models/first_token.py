@@ -6,7 +6,7 @@ through its linear layers: of 12 units of a BERT layer's work, 3 are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,12 +55,15 @@ class FirstToken:
         if not self.known:
             return
         plain = _logits(forward())
+        if plain is None or plain.dim() != 2:  # what is said of each token
+            return
         self.on = True
         alone = _logits(forward())
-        same_shape = plain is not None and alone is not None and plain.shape == alone.shape
-        self.on = same_shape and bool(torch.allclose(plain, alone, rtol=CLOSE, atol=CLOSE))  # type: ignore[arg-type]
+        assert alone is not None
+        self.on = plain.shape == alone.shape and bool(torch.allclose(plain, alone, rtol=CLOSE, atol=CLOSE))
 
 
 def _logits(outputs: Any) -> torch.Tensor | None:
     """The logits of a model's outputs, or None where it has others."""
-    return outputs["logits"].detach().float() if "logits" in outputs else None
+    known = isinstance(outputs, Mapping) and "logits" in outputs
+    return outputs["logits"].detach().float() if known else None

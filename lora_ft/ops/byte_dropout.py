@@ -65,20 +65,19 @@ def _random_bytes(count: int, device: torch.device) -> torch.Tensor:
     return drawn.view(torch.int8)[:count]
 
 
-def dropped_rows(rows: torch.Tensor, kept: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Pieces of a matrix with what is dropped at zero, not yet scaled; each overwrites the one before.
+def pieces_of(kept: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A mask as numbers, piece by piece; each piece overwrites the one before.
 
     Args:
-        rows: `(n, width)`.
-        kept: 1 or 0, of the same shape.
+        kept: 1 or 0, `(rows, width)`.
+        dtype: Of the numbers.
 
     Yields:
-        Which rows; their values; 1 or 0 in the type of the values.
+        Which rows, and their numbers.
     """
-    size = max(1, PIECE_VALUES // max(rows.shape[1], 1))
-    values, factors = (rows.new_empty(min(size, len(rows)), rows.shape[1]) for _ in range(2))
-    for start in range(0, len(rows), size):
-        piece = slice(start, min(start + size, len(rows)))
-        count = piece.stop - start
-        factor = factors[:count].copy_(kept[piece])
-        yield piece, torch.mul(rows[piece], factor, out=values[:count]), factor
+    rows, width = kept.shape
+    size = max(1, PIECE_VALUES // max(width, 1))
+    room = torch.empty(min(size, rows), width, dtype=dtype, device=kept.device)
+    for start in range(0, rows, size):
+        piece = slice(start, min(start + size, rows))
+        yield piece, room[: piece.stop - start].copy_(kept[piece])

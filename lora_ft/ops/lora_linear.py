@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from lora_ft.ops.byte_dropout import ByteMask, draw_mask, dropped_rows
+from lora_ft.ops.byte_dropout import ByteMask, draw_mask, pieces_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def lora_linears(
 ) -> tuple[torch.Tensor, ...]:
     """`x W^T + bias + scaling * dropout(x) A^T B^T` of each layer.
 
-    x is saved once for all of them, and with dropout one byte mask `(rows, in)` beside it; nothing else that is as wide
-    as x or as an output. All is computed in one type; gradients have the types of what they are of.
+    What A reads is saved once for all of them, and with dropout one byte mask `(rows, in)` beside it; nothing else that
+    is as wide as x or as an output. All is computed in one type; gradients have the types of what they are of.
 
     Args:
         x: What all layers read, `(..., in)`, in any floating type.
@@ -77,24 +77,29 @@ class _LoraLinears(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1]).to(call.dtype)  # (n, in)
             a, bs = _in_type(flat, call.dtype)
-            hidden = _read_by_a(rows, a, call.mask)  # (n, all r)
+            read = rows if call.mask is None else _dropped(rows, call.mask.kept)
+            hidden = read @ a.t()  # (n, all r)
+            if call.mask is not None:
+                hidden.mul_(call.mask.scale)
             parts = torch.split(hidden, [b.shape[1] for b in bs], dim=1)
-            outputs = [_output(rows, one, own, b) for one, own, b in zip(call.layers, parts, bs, strict=True)]
-        ctx.save_for_backward(rows, hidden, *(() if call.mask is None else (call.mask.kept,)), *flat)
+            outputs = tuple(
+                _output(rows, one, own, b, shape=x.shape) for one, own, b in zip(call.layers, parts, bs, strict=True)
+            )
+        ctx.save_for_backward(read, hidden, *(() if call.mask is None else (call.mask.kept,)), *flat)
         ctx.layers, ctx.shape, ctx.type = call.layers, x.shape, x.dtype
         ctx.scale = None if call.mask is None else call.mask.scale
-        return tuple(output.view(*x.shape[:-1], output.shape[-1]) for output in outputs)
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        rows, hidden, *flat = ctx.saved_tensors
+        read, hidden, *flat = ctx.saved_tensors
         mask = None if ctx.scale is None else ByteMask(flat.pop(0), ctx.scale)
-        a, bs = _in_type(flat, rows.dtype)
+        a, bs = _in_type(flat, read.dtype)
         x_wanted, _, *wanted = ctx.needs_input_grad
         ranks = [b.shape[1] for b in bs]
-        of_x, of_hidden, of_b = torch.empty_like(rows) if x_wanted else None, [], []
-        with torch.autocast(rows.device.type, enabled=False):
+        of_x, of_hidden, of_b = torch.empty_like(read) if x_wanted else None, [], []
+        with torch.autocast(read.device.type, enabled=False):
             first = True
             parts = torch.split(hidden, ranks, dim=1)
             for layer, gradient, b, own in zip(ctx.layers, gradients, bs, parts, strict=True):
@@ -106,7 +111,7 @@ class _LoraLinears(torch.autograd.Function):
                     first = False
             if of_x is not None and first:
                 of_x.zero_()
-            of_a = _through_a(rows, a, torch.cat(of_hidden, dim=1), of_x=of_x, mask=mask)
+            of_a = _through_a(read, a, torch.cat(of_hidden, dim=1), of_x=of_x, mask=mask)
         of_flat = [one for pair in zip(torch.split(of_a, ranks), of_b, strict=True) for one in pair]
         typed = [one.to(leaf.dtype) if want else None for one, leaf, want in zip(of_flat, flat, wanted, strict=True)]
         return (None if of_x is None else of_x.view(ctx.shape).to(ctx.type), None, *typed)
@@ -117,37 +122,41 @@ def _in_type(flat: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Te
     return torch.cat([one.to(dtype) for one in flat[::2]]), [one.to(dtype) for one in flat[1::2]]
 
 
-def _output(rows: torch.Tensor, layer: FrozenLinear, hidden: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """What one layer says, `(n, out)`."""
+def _output(
+    rows: torch.Tensor, layer: FrozenLinear, hidden: torch.Tensor, b: torch.Tensor, *, shape: torch.Size
+) -> torch.Tensor:
+    """What one layer says, `(..., out)`; no view, since models change outputs in place (wav2vec2 does)."""
+    output = rows.new_empty(*shape[:-1], len(b))
+    flat = output.view(-1, len(b))
     if layer.weight is None:
-        return (hidden @ b.t()).mul_(layer.scaling)
-    bias = None if layer.bias is None else layer.bias.to(rows.dtype)
-    output = torch.nn.functional.linear(rows, layer.weight().to(rows.dtype), bias)
-    return output.addmm_(hidden, b.t(), alpha=layer.scaling)
+        torch.mm(hidden, b.t(), out=flat).mul_(layer.scaling)
+        return output
+    weight = layer.weight().to(rows.dtype)
+    if layer.bias is None:
+        torch.mm(rows, weight.t(), out=flat)
+    else:
+        torch.addmm(layer.bias.to(rows.dtype), rows, weight.t(), out=flat)
+    flat.addmm_(hidden, b.t(), alpha=layer.scaling)
+    return output
 
 
-def _read_by_a(rows: torch.Tensor, a: torch.Tensor, mask: ByteMask | None) -> torch.Tensor:
-    """`dropout(x) A^T`, `(n, all r)`."""
-    if mask is None:
-        return rows @ a.t()
-    hidden = rows.new_empty(len(rows), len(a))
-    for piece, dropped, _ in dropped_rows(rows, mask.kept):
-        torch.mm(dropped, a.t(), out=hidden[piece])
-    return hidden.mul_(mask.scale)
+def _dropped(rows: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """What is kept of `(n, in)`, not yet scaled."""
+    read = torch.empty_like(rows)
+    for piece, numbers in pieces_of(kept, rows.dtype):
+        torch.mul(rows[piece], numbers, out=read[piece])
+    return read
 
 
 def _through_a(
-    rows: torch.Tensor, a: torch.Tensor, of_hidden: torch.Tensor, *, of_x: torch.Tensor | None, mask: ByteMask | None
+    read: torch.Tensor, a: torch.Tensor, of_hidden: torch.Tensor, *, of_x: torch.Tensor | None, mask: ByteMask | None
 ) -> torch.Tensor:
     """The gradient of all A's, `(all r, in)`; what reaches x through them is added to its gradient in place."""
-    if mask is None:
-        if of_x is not None:
-            of_x.addmm_(of_hidden, a)
-        return of_hidden.t() @ rows
-    of_hidden.mul_(mask.scale)
-    of_a = torch.zeros_like(a)
-    for piece, dropped, factor in dropped_rows(rows, mask.kept):
-        of_a.addmm_(of_hidden[piece].t(), dropped)
-        if of_x is not None:
-            of_x[piece].addcmul_(torch.mm(of_hidden[piece], a, out=dropped), factor)
-    return of_a
+    if mask is not None:
+        of_hidden.mul_(mask.scale)
+    if of_x is not None and mask is None:
+        of_x.addmm_(of_hidden, a)
+    elif of_x is not None and mask is not None:
+        for piece, numbers in pieces_of(mask.kept, a.dtype):
+            of_x[piece].addcmul_(of_hidden[piece] @ a, numbers)
+    return of_hidden.t() @ read

@@ -149,8 +149,7 @@ def _train(recipe: Recipe, options: RunOptions, failures: Failures, lock: RunLoc
     lock.take(arguments)
     looked_at = examined_in_short(prepared) if arguments.process_index == 0 else []
     say((*prepared.lines(), *truncation_lines(prepared), *taught, *looked_at))
-    an_epoch = None if batches is None else batches.an_epoch
-    steps = planned_steps(arguments, rows_of_an_epoch(prepared), an_epoch=an_epoch)
+    steps = planned_steps(arguments, rows_of_an_epoch(prepared), an_epoch=None if batches is None else batches.an_epoch)
     with loaded_whole(arguments, sharding):
         fresh = build(
             prepared,

@@ -41,10 +41,10 @@ def make_trainer(
     fresh: FreshAdapter,
     arguments: transformers.TrainingArguments,
     *,
-    batches: BudgetedBatches | None,
     start: Start,
     made_of: Mapping[str, Any],
     interruption: Interruption,
+    batches: BudgetedBatches | None = None,
 ) -> ResumableTrainer:
     """Puts the Trainer of a run together."""
     recipe, task, problem = prepared.recipe, prepared.task, prepared.problem
@@ -97,6 +97,8 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
         trainer: The trainer of the run.
         readers: Makes LoRA layers train by our own function, or None.
     """
+    if trainer.in_step:
+        return
     task, problem = trainer.prepared.task, trainer.prepared.problem
     features = trainer.prepared.features["train"]
     lengths = np.asarray(features["length"][:], dtype=np.int64)
@@ -108,7 +110,7 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
             with torch.no_grad(), readers.watching():
                 task.forward(trainer.model, batch, problem)
             trainer.ran["lora_groups"] = [len(one) for one in readers.groups.values()]
-        if trainer.prepared.recipe.lean.first_token and not trainer.in_step and lengths[middle[-1]] >= TELLING_TOKENS:
+        if trainer.prepared.recipe.lean.first_token and lengths[middle[-1]] >= TELLING_TOKENS:
             first = FirstToken(trainer.model)
             first.prove(lambda: task.forward(trainer.model, batch, problem))
             trainer.ran["first_token"] = first.on

@@ -33,7 +33,7 @@ HARD = {
 CHANCE: dict[str, Any] = {
     "peft_config": {"lora_dropout": 0.1},
     "model": {"dropout": 0.1},
-    "early_stopping": {"early_stopping_patience": 3},
+    "early_stopping": {"early_stopping_patience": 5},
 }
 
 
