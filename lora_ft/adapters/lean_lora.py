@@ -83,5 +83,7 @@ def lean_layers(config: Any, readers: Readers | None) -> Iterator[None]:
         return None  # peft goes on to its own
 
     config._register_custom_module({nn.Linear: make, Conv1D: make})
-    yield
-    config._custom_modules = None  # neither copied nor pickled with the config
+    try:
+        yield
+    finally:
+        config._custom_modules = None  # neither copied nor pickled with the config

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from lora_ft.ops.byte_dropout import MOST_DROPPED
 from lora_ft.ops.lora_linear import FrozenLinear, lora_linears
 
 
@@ -84,8 +85,10 @@ class Readers:
         Recomputed passes (activation checkpointing) must save what the first one saved, so groups never change later.
         """
         self._watched = {}
-        yield
-        calls, self._watched = list(self._watched.items()), None
+        try:
+            yield
+        finally:
+            calls, self._watched = list(self._watched.items()), None
         group: list[LeanLayer] = []
         for number, (layer, x) in enumerate(calls):
             if not number or x is not calls[number - 1][1] or not alike(layer, group[0], x):
@@ -136,5 +139,6 @@ def is_known(layer: Any, *, byte_dropout: bool) -> bool:
         return False
     plain = names[0] not in layer.lora_variant and not layer.lora_bias[names[0]]
     frozen = not any(parameter.requires_grad for parameter in layer.get_base_layer().parameters(recurse=False))
-    known = byte_dropout or not isinstance(layer.lora_dropout[names[0]], nn.Dropout)
+    dropout = layer.lora_dropout[names[0]]
+    known = not isinstance(dropout, nn.Dropout) or (byte_dropout and dropout.p <= MOST_DROPPED)
     return plain and frozen and known and not layer.disable_adapters and not layer.merged

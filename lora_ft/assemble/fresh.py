@@ -69,7 +69,7 @@ def build(
     size = base_size(base.model)
     readers = None
     if recipe.lean.lora_linear and not sharded:
-        room_bytes = int(recipe.lean.dequantized_gb * 2**30)
+        room_bytes = int(recipe.lean.dequantized_gb * 1e9)
         readers = Readers(byte_dropout=recipe.lean.byte_dropout, room_bytes=room_bytes)
     model = attach(
         base.model,

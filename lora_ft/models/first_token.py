@@ -25,42 +25,35 @@ BEHIND_ATTENTION = {
 CLOSE = 1e-4
 
 
-class FirstToken:
+def go_on_with_first_token(model: nn.Module, forward: Callable[[], Any]) -> bool:
     """Lets the last layer of a model go on with the first token alone, wherever gradients are made.
+
+    Only if a batch has the same logits with it: a head may read other tokens too.
 
     Args:
         model: The model, with or without adapters.
+        forward: Computes the outputs of a batch of rows of several tokens, the same each time, with gradients.
+
+    Returns:
+        Whether it does.
     """
+    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one)]
+    last = [one[-1] for one in lists if type(one[-1]).__name__ in BEHIND_ATTENTION]
+    plain = _logits(forward()) if len(last) == 1 else None
+    if plain is None or plain.dim() != 2:  # something is said of each token
+        return False
+    hook = last[0].get_submodule(BEHIND_ATTENTION[type(last[0]).__name__]).register_forward_pre_hook(_first)
+    alone = _logits(forward())
+    if alone is not None and plain.shape == alone.shape and torch.allclose(plain, alone, rtol=CLOSE, atol=CLOSE):
+        return True
+    hook.remove()
+    return False
 
-    def __init__(self, model: nn.Module) -> None:
-        self.on = False
-        lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one)]
-        last = [one[-1] for one in lists if type(one[-1]).__name__ in BEHIND_ATTENTION]
-        self.known = len(last) == 1
-        if self.known:
-            module = last[0].get_submodule(BEHIND_ATTENTION[type(last[0]).__name__])
-            module.register_forward_pre_hook(self._first)
 
-    def _first(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """Of tensors `(rows, tokens, width)`, `(rows, 1, width)`."""
-        del module
-        return tuple(one[:, :1] for one in arguments) if self.on and torch.is_grad_enabled() else None
-
-    def prove(self, forward: Callable[[], Any]) -> None:
-        """Stays on if a batch has the same logits with it; a head may read other tokens too.
-
-        Args:
-            forward: Computes the outputs of a batch of rows of several tokens, the same each time.
-        """
-        if not self.known:
-            return
-        plain = _logits(forward())
-        if plain is None or plain.dim() != 2:  # what is said of each token
-            return
-        self.on = True
-        alone = _logits(forward())
-        assert alone is not None
-        self.on = plain.shape == alone.shape and bool(torch.allclose(plain, alone, rtol=CLOSE, atol=CLOSE))
+def _first(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    """Of tensors `(rows, tokens, width)`, `(rows, 1, width)`."""
+    del module
+    return tuple(one[:, :1] for one in arguments) if torch.is_grad_enabled() else None
 
 
 def _logits(outputs: Any) -> torch.Tensor | None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 LEVELS = 256
+MOST_DROPPED = 255 / 256
+"""No byte lies below a threshold of 256 and above it."""
 PIECE_VALUES = 2**18
 """Values that are dropped at one time: a megabyte of float32, which stays in a core's cache."""
 
@@ -37,7 +39,7 @@ def draw_mask(rows: int, width: int, *, p: float, device: torch.device) -> ByteM
     Args:
         rows: Rows of the matrix.
         width: Values a row.
-        p: From 0 to below 1.
+        p: From 0 to `MOST_DROPPED`.
         device: Where the mask is wanted.
 
     Returns:
@@ -45,7 +47,7 @@ def draw_mask(rows: int, width: int, *, p: float, device: torch.device) -> ByteM
     """
     low = int(p * LEVELS)
     higher = torch.rand(rows, 1, device=device) < p * LEVELS - low  # (rows, 1)
-    thresholds = (low - LEVELS // 2 + higher.to(torch.int16)).clamp(max=LEVELS // 2 - 1).to(torch.int8)
+    thresholds = (low - LEVELS // 2 + higher.to(torch.int16)).to(torch.int8)
     drawn = _random_bytes(rows * width, device).view(rows, width)
     kept = torch.empty_like(drawn)
     torch.ge(drawn, thresholds, out=kept)  # into bytes: torch 2.13 writes booleans twenty times slower

@@ -45,7 +45,7 @@ def lora_linears(
         x: What all layers read, `(..., in)`, in any floating type.
         layers: What is frozen, one or more.
         adapters: A `(r, in)` and B `(out, r)` of each layer.
-        p: Probability with which a value that A reads is dropped, from 0 to below 1.
+        p: Probability with which a value that A reads is dropped, from 0 to `byte_dropout.MOST_DROPPED`.
         dtype: What is computed in.
 
     Returns:
@@ -88,21 +88,28 @@ class _LoraLinears(torch.autograd.Function):
         ctx.save_for_backward(read, hidden, *(() if call.mask is None else (call.mask.kept,)), *flat)
         ctx.layers, ctx.shape, ctx.type = call.layers, x.shape, x.dtype
         ctx.scale = None if call.mask is None else call.mask.scale
+        ctx.set_materialize_grads(False)  # an output that nobody reads gives its adapter no gradient, not one of zeros
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
         read, hidden, *flat = ctx.saved_tensors
         mask = None if ctx.scale is None else ByteMask(flat.pop(0), ctx.scale)
         a, bs = _in_type(flat, read.dtype)
         x_wanted, _, *wanted = ctx.needs_input_grad
         ranks = [b.shape[1] for b in bs]
-        of_x, of_hidden, of_b = torch.empty_like(read) if x_wanted else None, [], []
+        of_x = torch.empty_like(read) if x_wanted else None
+        of_hidden: list[torch.Tensor] = []
+        of_b: list[torch.Tensor | None] = []
         with torch.autocast(read.device.type, enabled=False):
             first = True
             parts = torch.split(hidden, ranks, dim=1)
             for layer, gradient, b, own in zip(ctx.layers, gradients, bs, parts, strict=True):
+                if gradient is None:
+                    of_hidden.append(torch.zeros_like(own))
+                    of_b.append(None)
+                    continue
                 g = gradient.reshape(-1, gradient.shape[-1])  # (n, out)
                 of_hidden.append((g @ b).mul_(layer.scaling))
                 of_b.append((own.t() @ g).t().mul(layer.scaling))  # twice as fast as g^T own
@@ -112,8 +119,13 @@ class _LoraLinears(torch.autograd.Function):
             if of_x is not None and first:
                 of_x.zero_()
             of_a = _through_a(read, a, torch.cat(of_hidden, dim=1), of_x=of_x, mask=mask)
-        of_flat = [one for pair in zip(torch.split(of_a, ranks), of_b, strict=True) for one in pair]
-        typed = [one.to(leaf.dtype) if want else None for one, leaf, want in zip(of_flat, flat, wanted, strict=True)]
+        of_flat: list[torch.Tensor | None] = []
+        for part, one in zip(torch.split(of_a, ranks), of_b, strict=True):
+            of_flat += [None if one is None else part, one]
+        typed = [
+            one.to(leaf.dtype) if one is not None and want else None
+            for one, leaf, want in zip(of_flat, flat, wanted, strict=True)
+        ]
         return (None if of_x is None else of_x.view(ctx.shape).to(ctx.type), None, *typed)
 
 

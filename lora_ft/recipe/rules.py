@@ -53,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     rules_training.prefetch_has_workers,
     rules_training.one_name_for_checkpointing,
     rules_training.one_measure_of_checkpointing,
+    rules_training.checkpointing_is_not_reentrant,
     rules_training.token_budget_cuts_the_batches,
     rules_data.one_source,
     rules_data.options_fit_the_source,

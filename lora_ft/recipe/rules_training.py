@@ -169,6 +169,18 @@ def one_name_for_checkpointing(draft: Draft) -> Iterator[Fault]:
         )
 
 
+def checkpointing_is_not_reentrant(draft: Draft) -> Iterator[Fault]:
+    """Reentrant checkpointing runs layers without a graph first, so that they are others than in the backward pass."""
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        given = draft.value("training_args", name)
+        if isinstance(given, dict) and given.get("use_reentrant"):
+            yield Fault(
+                ("training_args", name),
+                "with use_reentrant: true adapters get no gradients, or wrong ones, below a frozen embedding. Leave it "
+                "out: layers are computed again without it",
+            )
+
+
 def one_measure_of_checkpointing(draft: Draft) -> Iterator[Fault]:
     """A limit that chooses the layers to compute again, beside a setting that says all."""
     names = ("gradient_checkpointing", "activation_checkpointing")

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves  # torch (2.13) has no public name f
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lora_ft.train.first_batch import Heaviest, as_it_was, loss_of, same_chance, size_of
+from lora_ft.train.first_batch import Heaviest, as_it_was, loss_of, same_chance, size_of, worst_batches
 from lora_ft.train.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def arrange(trainer: AdapterTrainer) -> int | str:
     layers, asked = layers_of(trainer.model), bool(arguments.activation_checkpointing)
     if not asked and limit_gb is None:
         return 0
-    if asked and (not layers or (arguments.activation_checkpointing_kwargs or {}).get("use_reentrant")):
+    if asked and not layers:
         return "as transformers does it"
     if asked:
         for module in trainer.model.modules():
@@ -257,9 +257,9 @@ def _all(trainer: AdapterTrainer, layers: list[GradientCheckpointingLayer]) -> i
 
 def _as_many(trainer: AdapterTrainer, layers: list[GradientCheckpointingLayer], limit_gb: float) -> int:
     """Turns it on for as many layers as the limit asks for."""
-    worst = Heaviest.of(trainer.train_dataset["length"][:], size=int(trainer.args.train_batch_size))
     compute_again(layers, ())
-    account = measured(trainer, layers, worst)
+    accounts = [(measured(trainer, layers, worst), worst) for worst in worst_batches(trainer)]
+    account, worst = max(accounts, key=lambda one: one[0].held_bytes())
     again = account.choose(limit_gb * 1e9)
     compute_again(layers, again)
     peak, without = account.peak_bytes(again) / 1e9, account.held_bytes() / 1e9
@@ -288,9 +288,11 @@ def measured(trainer: AdapterTrainer, layers: list[GradientCheckpointingLayer], 
     compute_again(layers, ())
     measuring = Measuring(trainer.model, layers)
     wrapped: Any = trainer.optimizer
-    with same_chance(trainer.args.device), as_it_was(trainer.model, wrapped.optimizer), measuring.running():
-        trainer.model.train()
-        loss_of(trainer, batch.rows)
-    for number, function in functions.items():
-        layers[number].gradient_checkpointing, layers[number]._gradient_checkpointing_func = True, function
+    try:
+        with same_chance(trainer.args.device), as_it_was(trainer.model, wrapped.optimizer), measuring.running():
+            trainer.model.train()
+            loss_of(trainer, batch.rows)
+    finally:
+        for number, function in functions.items():
+            layers[number].gradient_checkpointing, layers[number]._gradient_checkpointing_func = True, function
     return measuring.account

@@ -24,7 +24,13 @@ from lora_ft.recipe.write import resolved_yaml
 RECORD, RECIPE, OPTIMIZER = "checkpoint.json", "recipe.yaml", "optimizer.pt"
 FORMAT = 1
 MAY_DIFFER = frozenset(
-    f"training_args.{name}" for name in ("output_dir", "disable_tqdm", "report_to", "save_total_limit", "log_level")
+    (
+        *(
+            f"training_args.{key}"
+            for key in ("output_dir", "disable_tqdm", "report_to", "save_total_limit", "log_level")
+        ),
+        *(f"lean.{key}_gb" for key in ("activation_limit", "dequantized", "prefix_cache_ram", "prefix_cache_disk")),
+    )
 )
 """Keys that change nothing of what is learned."""
 PLACES = ("dataset.data_files.", "dataset.data_dir", "model.pretrained_model_name_or_path", "checks.")

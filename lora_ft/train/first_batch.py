@@ -97,6 +97,13 @@ class WorstBatchFirst(transformers.TrainerCallback):  # type: ignore[misc]
         try_training(self.trainer)
 
 
+def worst_batches(trainer: AdapterTrainer) -> list[Heaviest]:
+    """The training batches than which none of any epoch needs more."""
+    if trainer.batches is None:
+        return [Heaviest.of(trainer.train_dataset["length"][:], size=int(trainer.args.train_batch_size))]
+    return Heaviest.under(trainer.batches.steps.lengths.tolist(), trainer.batches.steps.budget)
+
+
 def try_training(trainer: AdapterTrainer) -> None:
     """Runs the worst training batch; leaves no trace.
 
@@ -111,11 +118,7 @@ def try_training(trainer: AdapterTrainer) -> None:
         with as_it_was(trainer.model, optimizer):
             _train(trainer, rows, optimizer)
 
-    if trainer.batches is None:
-        heaviest = [Heaviest.of(trainer.train_dataset["length"][:], size=int(arguments.train_batch_size))]
-    else:
-        heaviest = Heaviest.under(trainer.batches.steps.lengths.tolist(), trainer.batches.steps.budget)
-    for worst in heaviest:
+    for worst in worst_batches(trainer):
         with same_chance(arguments.device):
             started = time.perf_counter()
             failed = _try(trainer, attempt, worst.rows)
@@ -198,10 +201,12 @@ def as_it_was(model: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def same_chance(device: torch.device) -> Iterator[None]:
     """Puts every random generator back."""
     plain, numpys = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    random.setstate(plain)
-    np.random.set_state(numpys)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numpys)
 
 
 def _train(trainer: AdapterTrainer, rows: Sequence[int], optimizer: torch.optim.Optimizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,11 @@ class LookedAtAgain(transformers.TrainerCallback):  # type: ignore[misc]
         known = self.trainer.known.get("train")
         if known is None or not epoch:
             return
-        with same_chance(args.device):
-            same = self.run.agrees(known.hidden, number=epoch)
+        try:
+            with same_chance(args.device):
+                same = self.run.agrees(known.hidden, number=epoch)
+        except Unknowable:  # a row of another length than it was kept with
+            same = False
         if not same:
             logger.warning("prefix cache: rows of epoch %d are no longer what was kept of them: thrown away", epoch)
             self.trainer.known = {}
@@ -138,7 +142,8 @@ def _runs(trainer: ResumableTrainer, *, kept: bool) -> dict[str, PrefixRun]:
         raise Unknowable("no layer lies below the lowest one that is trained")
     return {
         split: PrefixRun(
-            model=model, prefix=prefix, features=prepared.features[split], task=task, problem=problem,
+            model=model, prefix=prefix, features=prepared.features[split], task=task,
+            problem=replace(problem, label_loss=None),  # nobody needs logits there
             training=split == "train", precision=trainer.precision,
         )
         for split in ("train", *trainer.splits) if kept or split in ONCE

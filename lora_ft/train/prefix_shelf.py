@@ -71,6 +71,8 @@ class Shelf:
         found = self._read(run, key, shape) or self._computed(run, key, shape)
         if not all(self._all(run.is_all(found))):
             self.where.pop(key)
+            if self._leads and self.folder is not None:
+                self.folder.drop(key)
             raise Unknowable("layers above read something else of these layers than hidden states")
         return found
 
@@ -196,6 +198,7 @@ class Shelf:
             "config": {name: value for name, value in config.to_dict().items() if name not in VOLATILE},
             "attention": config._attn_implementation,  # transformers (5.23) has no public name for it
             "precision": [run.precision.name, torch.device(run.precision.device).type],
+            "computed by": [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
             "hidden": [str(reached.hidden.dtype), int(reached.hidden.shape[-1])],
             "prefix": [run.prefix.name, run.prefix.count],
             "features": rows_digest(run.features),

@@ -16,7 +16,7 @@ from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.token_budget import BudgetedBatches
-from lora_ft.models.first_token import FirstToken
+from lora_ft.models.first_token import go_on_with_first_token
 from lora_ft.models.precision import autocast_context
 from lora_ft.train.activations import ActivationCheckpointing
 from lora_ft.train.checkpoints import Start
@@ -111,9 +111,9 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
                 task.forward(trainer.model, batch, problem)
             trainer.ran["lora_groups"] = [len(one) for one in readers.groups.values()]
         if trainer.prepared.recipe.lean.first_token and lengths[middle[-1]] >= TELLING_TOKENS:
-            first = FirstToken(trainer.model)
-            first.prove(lambda: task.forward(trainer.model, batch, problem))
-            trainer.ran["first_token"] = first.on
+            trainer.ran["first_token"] = go_on_with_first_token(
+                trainer.model, lambda: task.forward(trainer.model, batch, problem)
+            )
 
 
 def before_the_first_step(trainer: ResumableTrainer, *, kept_in: Path | None) -> Compared:

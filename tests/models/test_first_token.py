@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from lora_ft.models.first_token import FirstToken
+from lora_ft.models.first_token import go_on_with_first_token
 from tests.bases import make_base
 
 
@@ -36,9 +36,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 def test_logits_and_gradients_stay_and_the_last_layer_has_one_token(tmp_path: Path, kind: str) -> None:
     model = model_of(make_base(tmp_path, kind))
     wanted, plain = gradients(model), model(**batch()).logits
-    first = FirstToken(model)
-    first.prove(lambda: model(**batch()))
-    assert first.on
+    assert go_on_with_first_token(model, lambda: model(**batch()))
     widths = []
     for name, module in model.named_modules():
         if name.endswith(("layer.1.intermediate", "layer.1.ffn")):
@@ -61,9 +59,7 @@ def test_logits_and_gradients_stay_and_the_last_layer_has_one_token(tmp_path: Pa
 )  # fmt: skip
 def test_heads_that_read_more_keep_all_tokens(tmp_path: Path, kind: str, auto_class: str) -> None:
     model = model_of(make_base(tmp_path, kind), auto_class)
-    first = FirstToken(model)
-    first.prove(lambda: model(**batch()))
-    assert not first.on
+    assert not go_on_with_first_token(model, lambda: model(**batch()))
     assert next(iter(model(**batch()).values())).shape[:2] != (3, 1)
 
 
@@ -74,6 +70,4 @@ def test_a_head_that_reads_the_mean_keeps_all_tokens(tmp_path: Path) -> None:
         return (arguments[0].mean(1, keepdim=True),)
 
     model.bert.pooler.register_forward_pre_hook(mean)
-    first = FirstToken(model)
-    first.prove(lambda: model(**batch()))
-    assert not first.on
+    assert not go_on_with_first_token(model, lambda: model(**batch()))

@@ -71,6 +71,20 @@ def test_what_needs_no_gradient_gets_none(made) -> None:  # type: ignore[no-unty
     assert all(one.grad is not None for one in flat[1:])
 
 
+def test_an_output_that_nobody_reads_gives_its_adapter_no_gradient(made) -> None:  # type: ignore[no-untyped-def]
+    x, weights, flat = made
+    pairs = list(zip(flat[::2], flat[1::2], strict=True))
+    outputs = lora_linears(x, layers_of(weights), pairs, p=0, dtype=x.dtype)
+    leaves = [x, *flat]
+    found = torch.autograd.grad(outputs[0].sum() + outputs[2].sum(), leaves, allow_unused=True)
+    twin = slow_twin(x, weights, flat, None)
+    wanted = torch.autograd.grad(twin[0].sum() + twin[2].sum(), leaves, allow_unused=True)
+    assert [one is None for one in found] == [one is None for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other)
+
+
 def test_in_16_bits_masters_and_their_gradients_stay_float32(made) -> None:  # type: ignore[no-untyped-def]
     x, weights, flat = made
     x = x.detach().float().requires_grad_()

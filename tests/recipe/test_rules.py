@@ -182,6 +182,11 @@ BROKEN = [
         "training_args.gradient_checkpointing: true computes all layers again, and a limit as many as it takes. Keep",
     ),
     (["lean.activation_limit_gb=0"], "lean.activation_limit_gb = 0", "expected a number above 0"),
+    (
+        ["training_args.gradient_checkpointing_kwargs={use_reentrant: true}"],
+        "training_args.gradient_checkpointing_kwargs",
+        "with use_reentrant: true adapters get no gradients, or wrong ones, below a frozen embedding. Leave it out",
+    ),
     # batches by tokens
     (["lean.max_tokens_per_batch=0"], "lean.max_tokens_per_batch = 0", "expected a number at least 1"),
     (

@@ -294,10 +294,12 @@ def _proved(model: Any, inputs: Mapping[str, Any], labels: torch.Tensor) -> Afte
         return torch.cat([one, one * (LIFTED / logits.abs().amax().clamp(min=1e-3)).to(one.dtype)], 1)
 
     model.eval()
-    with torch.no_grad():
-        with _handed(base.get_output_embeddings(), as_it_is_and_lifted) as read:
+    try:
+        with torch.no_grad(), _handed(base.get_output_embeddings(), as_it_is_and_lifted) as read:
             wanted = model(**inputs)["logits"].float()  # (rows, 2, vocabulary)
+    finally:
         model.train(training)
+    with torch.no_grad():
         if len(read) != 1 or read[0].hidden.shape[:2] != labels.shape:
             return None
         hidden = as_it_is_and_lifted(read[0].hidden).flatten(0, 1)
