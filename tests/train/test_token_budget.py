@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def test_too_little_memory_is_told_with_a_budget_that_was_tried(
         "set lean.max_tokens_per_batch: 32 (tried: 2 x 16 fits), and training_args.gradient_accumulation_steps: 6 for "
         "steps of about as many tokens" in str(caught.value)
     )
+
+
+def test_a_limit_of_memory_is_kept_by_the_batches_that_the_budget_allows(
+    tmp_path: Path, tiny_bert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="lora_ft")
+    file = write_recipe(
+        tmp_path,
+        tiny_bert,
+        training_args={**BOTH, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"},
+        lean={**BUDGET, "activation_limit_gb": 1.0},
+    )
+    train(read(file, "training_args.load_best_model_at_end=false"), RunOptions())
+    (told,) = (one.message for one in caplog.records if one.message.startswith("activation checkpointing: "))
+    rows, tokens = re.search(r"; (\d+) rows x (\d+) tokens", told).groups()  # type: ignore[union-attr]
+    assert int(rows) * int(tokens) <= BUDGET["max_tokens_per_batch"]
 
 
 def test_a_row_that_is_longer_than_the_budget_ends_the_run_before_it_begins(tmp_path: Path, tiny_bert: Path) -> None:
