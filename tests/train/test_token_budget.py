@@ -106,7 +106,7 @@ def test_a_limit_of_memory_is_kept_by_the_batches_that_the_budget_allows(
     file = write_recipe(
         tmp_path,
         tiny_bert,
-        training_args={**BOTH, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"},
+        training_args={**BOTH, "max_steps": 3, "eval_strategy": "no", "save_strategy": "no"},
         lean={**BUDGET, "activation_limit_gb": 1.0},
     )
     train(read(file, "training_args.load_best_model_at_end=false"), RunOptions())
