@@ -27,10 +27,10 @@ demo: $(VENV)/.demo
 	@echo "Your own data:  $(BIN)/lora-ft init text-classification > my.yaml"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --timeout 1800
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check lora_ft tests benchmarks

@@ -33,8 +33,6 @@ from tests.bases import make_base
 from tests.toy import read, write_recipe, write_reviews
 from tests.train.ranks import run_ranks
 
-pytestmark = pytest.mark.xdist_group("prefix")  # one worker makes what all of them look at
-
 LAYERS, BELOW = 4, 3
 ROWS = 128 + 32
 OTHERS = 128 + 32 + 40 + 6

@@ -23,8 +23,6 @@ from lora_ft.train.run import RunOptions, TrainResult, train
 from tests.bases import make_base
 from tests.toy import read, write_recipe, write_reviews
 
-pytestmark = pytest.mark.xdist_group("resume")  # one worker makes what all of them look at
-
 HARD = {
     "num_train_epochs": 3, "max_steps": 30, "logging_steps": 3, "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 3, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5,

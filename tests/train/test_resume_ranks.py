@@ -14,8 +14,6 @@ from lora_ft.train.run import RunOptions, train
 from tests.toy import read, write_recipe
 from tests.train.ranks import run_ranks
 
-pytestmark = pytest.mark.xdist_group("resume_ranks")  # one worker makes what all of them look at
-
 HARD = {
     "num_train_epochs": 3, "logging_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3,
     "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5, "save_steps": 10, "learning_rate": 5e-3,

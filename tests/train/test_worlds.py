@@ -24,8 +24,6 @@ from tests.tasks.painted import write_class_folders
 from tests.toy import read, sentence, write_recipe, write_reviews
 from tests.train.ranks import run_ranks
 
-pytestmark = pytest.mark.xdist_group("worlds")  # one worker makes what all of them look at
-
 GLOBAL_BATCH = 8
 CURVE = 2e-6
 WEIGHTS = 1e-5
