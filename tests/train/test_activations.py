@@ -125,7 +125,10 @@ def curve(result: TrainResult) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-@pytest.mark.parametrize("quantization_config", [{}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}])
+@pytest.mark.parametrize(
+    "quantization_config",
+    [{}, pytest.param({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, marks=pytest.mark.slow)],
+)
 def test_a_run_with_a_limit_is_the_run_without_to_the_last_bit(
     tmp_path: Path, deep_bert: Path, caplog: pytest.LogCaptureFixture, quantization_config: dict[str, Any]
 ) -> None:
