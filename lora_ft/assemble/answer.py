@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from lora_ft.assemble.encode import EncodedRows, without_media
 from lora_ft.assemble.known_prefix import KnownPrefix, passed_over
+from lora_ft.data.batching import padded_lengths
+from lora_ft.data.token_budget import TokenBudget
 from lora_ft.models.precision import Precision, autocast_context
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.problem import Problem
@@ -39,7 +41,7 @@ def answer(
     task: Task,
     problem: Problem,
     precision: Precision,
-    batch_size: int,
+    batch_size: int | TokenBudget,
     share: tuple[int, int] = (0, 1),
     measure_loss: bool = False,
     workers: int = 0,
@@ -55,7 +57,7 @@ def answer(
         task: The task.
         problem: What it is about.
         precision: What the model computes in.
-        batch_size: Features a batch.
+        batch_size: Features a batch, or what it may hold where tokens count too.
         share: `(i, n)`: only the i-th of n processes' part of the batches.
         measure_loss: Whether to sum up the loss too; the features must have labels.
         workers: Processes that make features of a lazy task.
@@ -67,8 +69,13 @@ def answer(
     Returns:
         One part for each feature of the share.
     """
-    order = np.argsort(-np.asarray(features["length"][:], dtype=np.int64), kind="stable").tolist()
-    cut = list(_cut(order, batch_size))
+    lengths = np.asarray(features["length"][:], dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    if isinstance(batch_size, TokenBudget):
+        ends = batch_size.ends(padded_lengths(lengths[order], problem.settings))
+    else:
+        ends = list(range(batch_size, len(order), batch_size))
+    cut = [part.tolist() for part in np.split(order, ends) if len(part)]
     batches = cut[share[0] :: share[1]]
     own = len(batches)
     if in_step and own < -(-len(cut) // share[1]):
@@ -143,8 +150,3 @@ def numpy_answer(found: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {
         name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in found.items()
     }
-
-
-def _cut(order: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield list(order[start : start + size])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lora_ft.data.balancing import ClassDraw
@@ -61,6 +63,20 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
             batches = [first, *(batches[index] for index in generator.permutation(len(batches)))]
         for batch in (*batches, *incomplete):
             yield from batch
+
+
+def padded_lengths(lengths: npt.ArrayLike, settings: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """Tokens that each row has where it is the longest of its batch, `(rows,)`; at least 1.
+
+    Args:
+        lengths: Tokens of each row.
+        settings: The recipe's `processor`, which may pad to more.
+    """
+    tokens = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+    if settings.get("padding") == "max_length":
+        tokens = np.maximum(tokens, int(settings["max_length"]))
+    multiple = int(settings.get("pad_to_multiple_of") or 1)
+    return -(-tokens // multiple) * multiple
 
 
 def padding_ratio(

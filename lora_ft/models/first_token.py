@@ -1,27 +1,33 @@
-"""The last layer of an encoder whose head reads the first token alone: the others stop behind its attention.
+"""The last layer of an encoder whose head reads the first token alone: no other looks around or goes on in it.
 
-In the last layer every token is still looked at (keys and values), but only what the first one makes of it goes on
-through its linear layers: of 12 units of a BERT layer's work, 3 are left.
+In the last layer every token is still looked at (keys and values), but only the first one looks, and only what it makes
+of that goes on through its linear layers: of 12 units of a BERT layer's work, 3 are left, and of attention one row.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-BEHIND_ATTENTION = {
-    "BertLayer": "attention.output",
-    "RobertaLayer": "attention.output",
-    "XLMRobertaLayer": "attention.output",
-    "CamembertLayer": "attention.output",
-    "ElectraLayer": "attention.output",
-    "TransformerBlock": "sa_layer_norm",  # DistilBERT's
+BERT = ("attention.self", "attention.output")
+LAYERS = {
+    "BertLayer": BERT,
+    "RobertaLayer": BERT,
+    "XLMRobertaLayer": BERT,
+    "CamembertLayer": BERT,
+    "ElectraLayer": BERT,
+    "TransformerBlock": ("attention", "sa_layer_norm"),  # DistilBERT's
 }
-"""Class of a layer in transformers 5.23 -> its first module behind the attention; from there on positions are apart."""
+"""Class of a layer in transformers 5.23 -> its attention, and its first module behind; there positions are apart."""
 
+FIRST_LOOKS = "first_looks"
+"""Name of the attention with one query among those of transformers."""
 CLOSE = 1e-4
 
 
@@ -38,16 +44,47 @@ def go_on_with_first_token(model: nn.Module, forward: Callable[[], Any]) -> bool
         Whether it does.
     """
     lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one)]
-    last = [one[-1] for one in lists if type(one[-1]).__name__ in BEHIND_ATTENTION]
+    last = [one[-1] for one in lists if type(one[-1]).__name__ in LAYERS]
     plain = _logits(forward()) if len(last) == 1 else None
     if plain is None or plain.dim() != 2:  # something is said of each token
         return False
-    hook = last[0].get_submodule(BEHIND_ATTENTION[type(last[0]).__name__]).register_forward_pre_hook(_first)
+    looks, behind = (last[0].get_submodule(name) for name in LAYERS[type(last[0]).__name__])
+    config: Any = looks.config
+    if config._attn_implementation == "sdpa":
+        transformers.AttentionInterface.register(FIRST_LOOKS, _first_looks)
+        own = copy.copy(config)  # those of the other layers stay
+        own._attn_implementation = FIRST_LOOKS
+        looks.config = own
+    hook = behind.register_forward_pre_hook(_first)
     alone = _logits(forward())
     if alone is not None and plain.shape == alone.shape and torch.allclose(plain, alone, rtol=CLOSE, atol=CLOSE):
         return True
     hook.remove()
+    looks.config = config
     return False
+
+
+def _first_looks(
+    module: nn.Module, query: torch.Tensor, *others: torch.Tensor | None, **arguments: Any
+) -> tuple[torch.Tensor, None]:
+    """What the first token sees, at each position; of every token, where no gradients are made.
+
+    Args:
+        module: Whose attention it is.
+        query: `(rows, heads, tokens, width)`.
+        *others: Key and value, of the same shape, and the mask, `(rows, 1, tokens, tokens)` or None.
+        **arguments: Those of transformers' `sdpa` attention.
+
+    Returns:
+        `(rows, tokens, heads, width)`.
+    """
+    key, value, mask = others
+    if not torch.is_grad_enabled():
+        seen: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, **arguments)[0]
+        return seen, None
+    mask = None if mask is None else mask[:, :, :1]
+    seen = sdpa_attention_forward(module, query[:, :, :1], key, value, mask, **arguments)[0]
+    return seen.expand(-1, query.shape[2], -1, -1), None
 
 
 def _first(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:

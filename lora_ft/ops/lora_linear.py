@@ -114,7 +114,11 @@ class _LoraLinears(torch.autograd.Function):
                 of_hidden.append((g @ b).mul_(layer.scaling))
                 of_b.append((own.t() @ g).t().mul(layer.scaling))  # twice as fast as g^T own
                 if of_x is not None and layer.weight is not None:
-                    of_x.addmm_(g, layer.weight().to(g.dtype), beta=0 if first else 1)
+                    weight = layer.weight().to(g.dtype)
+                    if first:
+                        torch.mm(g, weight, out=of_x)
+                    else:
+                        of_x.addmm_(g, weight)
                     first = False
             if of_x is not None and first:
                 of_x.zero_()
@@ -143,12 +147,17 @@ def _output(
     if layer.weight is None:
         torch.mm(hidden, b.t(), out=flat).mul_(layer.scaling)
         return output
-    weight = layer.weight().to(rows.dtype)
-    if layer.bias is None:
-        torch.mm(rows, weight.t(), out=flat)
+    weight, bias = layer.weight().to(rows.dtype), None if layer.bias is None else layer.bias.to(rows.dtype)
+    if bias is not None and rows.device.type != "cpu":
+        torch.addmm(bias, rows, weight.t(), out=flat)
     else:
-        torch.addmm(layer.bias.to(rows.dtype), rows, weight.t(), out=flat)
-    flat.addmm_(hidden, b.t(), alpha=layer.scaling)
+        torch.mm(rows, weight.t(), out=flat)
+    if bias is not None and rows.device.type == "cpu":  # addmm (torch 2.13) would first write it into all of the output
+        with_ones = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)  # (n, r + 1)
+        with_bias = torch.cat([b * layer.scaling, bias[:, None]], dim=1)  # (out, r + 1)
+        flat.addmm_(with_ones, with_bias.t())
+    else:
+        flat.addmm_(hidden, b.t(), alpha=layer.scaling)
     return output
 
 

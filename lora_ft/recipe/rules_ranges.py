@@ -83,6 +83,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("augmentation", "mask_time_length"): COUNT,
     ("augmentation", "mask_feature_length"): COUNT,
     ("lean", "max_tokens_per_batch"): COUNT,
+    ("lean", "max_tokens_per_eval_batch"): COUNT,
     ("generation_config", "max_new_tokens"): COUNT,
     ("generation_config", "min_new_tokens"): NOT_NEGATIVE,
     ("generation_config", "max_length"): COUNT,

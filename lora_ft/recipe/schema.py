@@ -306,6 +306,8 @@ class LeanSection:
         prefix_cache_ram_gb: How much memory what they computed may take; more of it lies in a file that is mapped.
         prefix_cache_disk_gb: How much disk all runs together may take for it.
         max_tokens_per_batch: The most padded tokens of a training batch, beside its most rows; None: rows alone count.
+        max_tokens_per_eval_batch: The same of an evaluation; None: as many as the largest training batch may have, at
+            least 4,096.
     """
 
     cast_frozen: bool = True
@@ -319,6 +321,7 @@ class LeanSection:
     prefix_cache_ram_gb: float = 2.0
     prefix_cache_disk_gb: float = 10.0
     max_tokens_per_batch: int | None = None
+    max_tokens_per_eval_batch: int | None = None
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,7 @@ LEAN = _struct(
         "prefix_cache_ram_gb": FLOAT,
         "prefix_cache_disk_gb": FLOAT,
         "max_tokens_per_batch": any_of([INT, NULL]),
+        "max_tokens_per_eval_batch": any_of([INT, NULL]),
     },
 )
 

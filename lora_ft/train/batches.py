@@ -1,8 +1,8 @@
-"""Which rows each optimizer step of a run learns of, where the recipe gives a budget of tokens; and what steps cost."""
+"""Which rows each optimizer step learns of, where the recipe gives a budget of tokens; and what batches may cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import seed_worker
 
 from lora_ft.assemble.prepare import Prepared
-from lora_ft.data.batching import padding_ratio
+from lora_ft.data.batching import padded_lengths, padding_ratio
 from lora_ft.data.token_budget import BudgetedBatches, BudgetedSteps, Order, TokenBudget
 from lora_ft.errors import InputError
 from lora_ft.train.weights import class_draw
+
+EVALUATED_TOKENS = 4096
+"""An evaluation may hold so many at once however small the batches of training are: it keeps no activations."""
 
 
 def budgeted_batches(prepared: Prepared, arguments: transformers.TrainingArguments) -> BudgetedBatches | None:
@@ -33,9 +36,9 @@ def budgeted_batches(prepared: Prepared, arguments: transformers.TrainingArgumen
     asked = prepared.recipe.lean.max_tokens_per_batch
     if asked is None:
         return None
-    lengths = padded_lengths(prepared)
+    lengths = training_lengths(prepared)
     if int(lengths.max()) > asked:
-        fits = "max_length" in _settings(prepared)
+        fits = "max_length" in prepared.problem.settings
         raise InputError(
             f"lean.max_tokens_per_batch: {asked}: the longest training row alone has {lengths.max()} tokens with its "
             f"padding. Write {lengths.max()} or more{f', or processor.max_length: {asked}' if fits else ''}"
@@ -51,14 +54,32 @@ def budgeted_batches(prepared: Prepared, arguments: transformers.TrainingArgumen
     return BudgetedBatches(steps, an_epoch=an_epoch, share=(int(arguments.process_index), world))
 
 
-def padded_lengths(prepared: Prepared) -> npt.NDArray[np.int64]:
+def training_lengths(prepared: Prepared) -> npt.NDArray[np.int64]:
     """Tokens that each training row has where it is the longest of its batch, `(rows,)`."""
-    lengths = np.maximum(np.asarray(prepared.features["train"]["length"][:], dtype=np.int64), 1)
-    settings = _settings(prepared)
-    if settings.get("padding") == "max_length":
-        lengths = np.maximum(lengths, int(settings["max_length"]))
-    multiple = int(settings.get("pad_to_multiple_of") or 1)
-    return -(-lengths // multiple) * multiple
+    return padded_lengths(prepared.features["train"]["length"][:], prepared.problem.settings)
+
+
+def evaluation_budget(
+    prepared: Prepared, arguments: transformers.TrainingArguments, batches: BudgetedBatches | None
+) -> TokenBudget | None:
+    """What a batch of an evaluation may hold; None where rows alone count, as of images and sounds.
+
+    Args:
+        prepared: Rows, features and recipe of the run.
+        arguments: For the most rows of a batch.
+        batches: Of the training, where the recipe gives it a budget.
+    """
+    if prepared.task.lazy:
+        return None
+    asked = prepared.recipe.lean.max_tokens_per_eval_batch
+    if asked is None:
+        a_batch = (
+            batches.steps.budget.tokens
+            if batches is not None
+            else int(training_lengths(prepared).max()) * int(arguments.train_batch_size)
+        )
+        asked = max(a_batch, EVALUATED_TOKENS)
+    return TokenBudget(asked, rows=int(arguments.eval_batch_size), pieces=1)
 
 
 def loader(batches: BudgetedBatches, rows: Any, *, collate: Any, trainer: transformers.Trainer) -> Any:
@@ -114,11 +135,6 @@ def figures(
         "rows_a_step": round(rows / max(steps, 1), 1),
         "tokens_a_step": round(real / max(steps, 1), 1),
     }
-
-
-def _settings(prepared: Prepared) -> Mapping[str, Any]:
-    settings: Mapping[str, Any] = prepared.problem.settings
-    return settings
 
 
 def _order(arguments: transformers.TrainingArguments) -> Order:

@@ -19,10 +19,12 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from lora_ft.assemble.answer import on_device
+from lora_ft.data.batching import padded_lengths
 from lora_ft.data.token_budget import TokenBudget
 from lora_ft.errors import GateError
 from lora_ft.models.precision import autocast_context
 from lora_ft.ops.shards import let_go, piece
+from lora_ft.train.measure import Split
 from lora_ft.train.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,15 @@ def try_training(trainer: AdapterTrainer) -> None:
         raise _refusal(trainer, worst, failed, fits=fits, training=True)
 
 
+def worst_evaluated(trainer: AdapterTrainer, split: Split) -> list[Heaviest]:
+    """The batches of a split than which none of its evaluations needs more."""
+    lengths = split.features["length"][:]
+    if trainer.evaluation_budget is None:
+        return [Heaviest.of(lengths, size=int(trainer.args.eval_batch_size))]
+    padded = padded_lengths(lengths, trainer.prepared.problem.settings)
+    return Heaviest.under(padded.tolist(), trainer.evaluation_budget)
+
+
 def try_evaluation(trainer: AdapterTrainer) -> None:
     """Runs the longest batch of each split that is measured, forward alone; leaves no trace.
 
@@ -142,7 +153,7 @@ def try_evaluation(trainer: AdapterTrainer) -> None:
         GateError: It does not fit into memory; with a batch size that was tried and fits.
     """
     task, problem = trainer.prepared.task, trainer.prepared.problem
-    model, size = trainer.accelerator.unwrap_model(trainer.model), int(trainer.args.eval_batch_size)
+    model = trainer.accelerator.unwrap_model(trainer.model)
     for split in trainer.splits.values():
 
         def attempt(rows: Sequence[int], features: Any = split.features) -> None:
@@ -151,15 +162,14 @@ def try_evaluation(trainer: AdapterTrainer) -> None:
             with torch.no_grad(), autocast_context(trainer.precision):
                 task.loss(task.forward(model, batch, problem), batch, problem, items=1)
 
-        lengths = split.features["length"][:]
-        worst = Heaviest.of(lengths, size=size)
-        with same_chance(trainer.args.device):
-            failed = _try(trainer, attempt, worst.rows)
-            if failed is not None:
-                failed += peak(trainer.args.device)
-                sizes = divisors(size, size)
-                fits = _largest(trainer, attempt, worst.rows, sizes) if not trainer.in_step else None
-                raise _refusal(trainer, worst, failed, fits=fits, training=False)
+        for worst in worst_evaluated(trainer, split):
+            with same_chance(trainer.args.device):
+                failed = _try(trainer, attempt, worst.rows)
+                if failed is not None:
+                    failed += peak(trainer.args.device)
+                    sizes = divisors(len(worst.rows), len(worst.rows))
+                    fits = _largest(trainer, attempt, worst.rows, sizes) if not trainer.in_step else None
+                    raise _refusal(trainer, worst, failed, fits=fits, training=False)
 
 
 @contextmanager

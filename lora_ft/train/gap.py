@@ -169,7 +169,7 @@ def look_at_gap(
     split, chosen = _sample(prepared, rows=len(prepared.rows["validation"]))
     train = measure(
         trainer.accelerator.unwrap_model(trainer.model), split, task=task, problem=problem,
-        precision=trainer.precision, arguments=trainer.args, in_step=trainer.in_step,
+        precision=trainer.precision, arguments=trainer.args, budget=trainer.evaluation_budget, in_step=trainer.in_step,
         known=known_of_rows(trainer.known.get("train"), prepared.features["train"], split.features, rows=chosen),
         given_up=trainer.given_up,
     ).metrics  # fmt: skip

@@ -15,6 +15,7 @@ from lora_ft.assemble.answer import Answers, answer, join_rows
 from lora_ft.assemble.encode import EncodedRows, references_of
 from lora_ft.assemble.known_prefix import KnownPrefix
 from lora_ft.assemble.prepare import Prepared
+from lora_ft.data.token_budget import TokenBudget
 from lora_ft.models.precision import Precision
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.problem import Problem
@@ -75,6 +76,7 @@ def measure(
     problem: Problem,
     precision: Precision,
     arguments: transformers.TrainingArguments,
+    budget: TokenBudget | None = None,
     in_step: bool = False,
     known: KnownPrefix | None = None,
     advance: Callable[[int], None] | None = None,
@@ -89,6 +91,7 @@ def measure(
         problem: What it is about.
         precision: What the model computes in.
         arguments: For the batch size, the workers, and which process this is.
+        budget: What a batch may hold; None: as many rows as the arguments say.
         in_step: Whether all processes must run the model equally often, because each has but a piece of it.
         known: What of the rows need not be computed.
         advance: Called with the number of features done here.
@@ -110,7 +113,7 @@ def measure(
         task=task,
         problem=problem,
         precision=precision,
-        batch_size=arguments.eval_batch_size,
+        batch_size=arguments.eval_batch_size if budget is None else budget,
         share=(arguments.process_index, arguments.world_size),
         measure_loss=True,
         workers=arguments.dataloader_num_workers if task.lazy else 0,

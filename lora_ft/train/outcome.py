@@ -133,7 +133,8 @@ def measure_split(trainer: AdapterTrainer, split: Split) -> Measured:
     return measure(
         trainer.accelerator.unwrap_model(trainer.model), split, task=trainer.prepared.task,
         problem=trainer.prepared.problem, precision=trainer.precision, arguments=trainer.args,
-        in_step=trainer.in_step, known=trainer.known_of(split), given_up=trainer.given_up,
+        budget=trainer.evaluation_budget, in_step=trainer.in_step, known=trainer.known_of(split),
+        given_up=trainer.given_up,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from lora_ft.data.token_budget import BudgetedBatches
 from lora_ft.models.precision import Precision, autocast_context
 from lora_ft.ops.shards import whole
 from lora_ft.tasks.parts.labelled import LabelLoss
-from lora_ft.train.batches import figures, loader, padded_lengths
+from lora_ft.train.batches import evaluation_budget, figures, loader, training_lengths
 from lora_ft.train.chance import TrainingCollator
 from lora_ft.train.gates import GradientGate
 from lora_ft.train.gates_loss import LossWatch
@@ -124,6 +124,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.ran = dict(ran)
         self.known: dict[str, KnownPrefix] = {}  # by split; `prefix` fills it
         self.batches = batches
+        self.evaluation_budget = evaluation_budget(prepared, self.args, batches)
         self.standing = Standing()
         self._trained: list[torch.nn.Parameter] | None = None
         self._flops_a_value: int | None = None  # of what a batch is made of, tokens or pixels
@@ -196,7 +197,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             order = list(self._order() or range(len(lengths)))
             batches = [order[start : start + size] for start in range(0, len(order), size)]
             steps = -(-len(order) // a_step)
-        return figures(batches, steps=steps, lengths=lengths, padded=padded_lengths(self.prepared).tolist())
+        return figures(batches, steps=steps, lengths=lengths, padded=training_lengths(self.prepared).tolist())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Creates peft's optimizer if the recipe names one, else what `training_args.optim` says."""
@@ -353,8 +354,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
         measured = measure(
             self.accelerator.unwrap_model(self.model), split, task=self.prepared.task, problem=self.prepared.problem,
-            precision=self.precision, arguments=self.args, in_step=self.in_step, known=self.known_of(split),
-            advance=advance, given_up=self.given_up,
+            precision=self.precision, arguments=self.args, budget=self.evaluation_budget, in_step=self.in_step,
+            known=self.known_of(split), advance=advance, given_up=self.given_up,
         )  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.metrics.items()}
         return EvalLoopOutput(np.empty(0), None, metrics, len(split.rows))

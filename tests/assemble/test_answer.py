@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lora_ft.assemble.answer import Answers, answer, join_rows
+from lora_ft.data.token_budget import TokenBudget
 from lora_ft.models.precision import plan_precision
 
 PRECISION = plan_precision(device="cpu", dtype="float32")
@@ -47,14 +48,32 @@ ROWS = [0, 0, 1, 2, 2, 2, 3]
 FEATURES = datasets.Dataset.from_dict({"input_ids": [[1] * n for n in LENGTHS], "length": LENGTHS, "row": ROWS})
 
 
-def run(**options: Any) -> Answers:
-    return answer(Lengths(), FEATURES, task=TASK, problem=None, precision=PRECISION, batch_size=3, **options)  # type: ignore[arg-type]
+def run(batch_size: int | TokenBudget = 3, settings: dict[str, Any] | None = None, **options: Any) -> Answers:
+    problem: Any = SimpleNamespace(settings=settings or {})
+    return answer(
+        Lengths(), FEATURES, task=TASK, problem=problem, precision=PRECISION, batch_size=batch_size, **options
+    )
 
 
 def test_each_feature_gets_its_own_answer_whatever_the_order_of_the_batches() -> None:
     done: list[int] = []
     assert run(advance=done.append).parts == dict(enumerate(LENGTHS))
     assert done == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({}, [2, 3, 2]),
+        ({"padding": "max_length", "max_length": 9}, [2, 2, 2, 1]),
+        ({"pad_to_multiple_of": 6}, [1, 1, 1, 3, 1]),
+    ],
+)
+def test_a_budget_of_tokens_cuts_batches_of_padded_rows(settings: dict[str, Any], sizes: list[int]) -> None:
+    done: list[int] = []
+    found = run(TokenBudget(21, rows=3, pieces=1), settings, advance=done.append)
+    assert found.parts == dict(enumerate(LENGTHS))
+    assert done == sizes
 
 
 def test_the_features_of_a_row_are_joined_in_order() -> None:

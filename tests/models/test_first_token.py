@@ -33,23 +33,32 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_logits_and_gradients_stay_and_the_last_layer_has_one_token(tmp_path: Path, kind: str) -> None:
+def test_logits_and_gradients_stay_and_the_last_layer_has_one_token(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(make_base(tmp_path, kind))
     wanted, plain = gradients(model), model(**batch()).logits
     assert go_on_with_first_token(model, lambda: model(**batch()))
-    widths = []
+    widths, looked = [], []
+    seen = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, *others, **named: looked.append(query.shape[2]) or seen(query, *others, **named),
+    )
     for name, module in model.named_modules():
         if name.endswith(("layer.1.intermediate", "layer.1.ffn")):
             module.register_forward_hook(lambda _, arguments, output: widths.append(arguments[0].shape[1]))
     torch.testing.assert_close(model(**batch()).logits, plain)
     found = gradients(model)
     assert set(widths) == {1}
+    assert looked == [9, 1, 9, 1]
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
     with torch.no_grad():
         assert torch.equal(model(**batch()).logits, plain)
-    assert widths[-1] == 9  # evaluations are computed as ever
+    assert widths[-1] == looked[-1] == 9  # evaluations are computed as ever
 
 
 @pytest.mark.parametrize(
@@ -61,6 +70,9 @@ def test_heads_that_read_more_keep_all_tokens(tmp_path: Path, kind: str, auto_cl
     model = model_of(make_base(tmp_path, kind), auto_class)
     assert not go_on_with_first_token(model, lambda: model(**batch()))
     assert next(iter(model(**batch()).values())).shape[:2] != (3, 1)
+    assert {one.config._attn_implementation for one in model.modules() if "SelfAttention" in type(one).__name__} <= {
+        "sdpa"
+    }
 
 
 def test_a_head_that_reads_the_mean_keeps_all_tokens(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from lora_ft.errors import GateError
 from lora_ft.tasks.text_classification import TextClassification
+from lora_ft.train import batches
 from lora_ft.train.first_batch import Heaviest, as_it_was, out_of_memory, same_chance
 from lora_ft.train.run import RunOptions, train
 from tests.toy import read, write_recipe
@@ -93,6 +94,35 @@ def test_batch_norms_gradients_an_optimizer_in_the_middle_and_every_chance_are_p
 
 def test_the_longest_rows_are_the_worst_batch() -> None:
     assert Heaviest.of([3, 9, 1, 7, 9], size=3) == Heaviest((1, 4, 3), 9)
+
+
+def measured_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Shapes `(rows, tokens)` of the batches whose loss is measured without training."""
+    whole, seen = TextClassification.loss, []
+
+    def loss(task: Any, outputs: Any, batch: Any, problem: Any, **how: Any) -> Any:
+        if not torch.is_grad_enabled():
+            seen.append(tuple(batch["input_ids"].shape))
+        return whole(task, outputs, batch, problem, **how)
+
+    monkeypatch.setattr(TextClassification, "loss", loss)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("lean", "at_least", "limit"), [({}, 64, 64), ({}, 100, 100), ({"max_tokens_per_eval_batch": 48}, 100, 48)]
+)
+def test_an_evaluation_has_no_more_tokens_at_once_than_training(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, lean: dict[str, int], at_least: int, limit: int
+) -> None:
+    monkeypatch.setattr(batches, "EVALUATED_TOKENS", at_least)
+    seen = measured_shapes(monkeypatch)
+    recipe = write_recipe(
+        tmp_path, tiny_bert, lean=lean, checks={"gap": False},
+        training_args={**SHORT, "num_train_epochs": 1, "per_device_train_batch_size": 4},
+    )  # fmt: skip
+    train(read(recipe), RunOptions())
+    assert 0.8 * limit < max(rows * tokens for rows, tokens in seen) <= limit
 
 
 def too_small_for(
