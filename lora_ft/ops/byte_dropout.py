@@ -68,7 +68,7 @@ def _random_bytes(count: int, device: torch.device) -> torch.Tensor:
 
 
 def pieces_of(kept: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """A mask as numbers, piece by piece; each piece overwrites the one before.
+    """A mask as numbers, on a CPU piece by piece; each piece overwrites the one before.
 
     Args:
         kept: 1 or 0, `(rows, width)`.
@@ -78,7 +78,7 @@ def pieces_of(kept: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, t
         Which rows, and their numbers.
     """
     rows, width = kept.shape
-    size = max(1, PIECE_VALUES // max(width, 1))
+    size = max(1, PIECE_VALUES // max(width, 1)) if kept.device.type == "cpu" else max(1, rows)
     room = torch.empty(min(size, rows), width, dtype=dtype, device=kept.device)
     for start in range(0, rows, size):
         piece = slice(start, min(start + size, rows))

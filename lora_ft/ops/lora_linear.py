@@ -38,8 +38,8 @@ def lora_linears(
 ) -> tuple[torch.Tensor, ...]:
     """`x W^T + bias + scaling * dropout(x) A^T B^T` of each layer.
 
-    What A reads is saved once for all of them, and with dropout one byte mask `(rows, in)` beside it; nothing else that
-    is as wide as x or as an output. All is computed in one type; gradients have the types of what they are of.
+    x is saved once for all of them, and with dropout one byte mask `(rows, in)` beside it; nothing else that is as wide
+    as x or as an output. All is computed in one type; gradients have the types of what they are of.
 
     Args:
         x: What all layers read, `(..., in)`, in any floating type.
@@ -77,15 +77,12 @@ class _LoraLinears(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1]).to(call.dtype)  # (n, in)
             a, bs = _in_type(flat, call.dtype)
-            read = rows if call.mask is None else _dropped(rows, call.mask.kept)
-            hidden = read @ a.t()  # (n, all r)
-            if call.mask is not None:
-                hidden.mul_(call.mask.scale)
+            hidden = rows @ a.t() if call.mask is None else _hidden(rows, a, call.mask)  # (n, all r)
             parts = torch.split(hidden, [b.shape[1] for b in bs], dim=1)
             outputs = tuple(
                 _output(rows, one, own, b, shape=x.shape) for one, own, b in zip(call.layers, parts, bs, strict=True)
             )
-        ctx.save_for_backward(read, hidden, *(() if call.mask is None else (call.mask.kept,)), *flat)
+        ctx.save_for_backward(rows, hidden, *(() if call.mask is None else (call.mask.kept,)), *flat)
         ctx.layers, ctx.shape, ctx.type = call.layers, x.shape, x.dtype
         ctx.scale = None if call.mask is None else call.mask.scale
         ctx.set_materialize_grads(False)  # an output that nobody reads gives its adapter no gradient, not one of zeros
@@ -94,15 +91,15 @@ class _LoraLinears(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
-        read, hidden, *flat = ctx.saved_tensors
+        rows, hidden, *flat = ctx.saved_tensors
         mask = None if ctx.scale is None else ByteMask(flat.pop(0), ctx.scale)
-        a, bs = _in_type(flat, read.dtype)
+        a, bs = _in_type(flat, rows.dtype)
         x_wanted, _, *wanted = ctx.needs_input_grad
         ranks = [b.shape[1] for b in bs]
-        of_x = torch.empty_like(read) if x_wanted else None
+        of_x = torch.empty_like(rows) if x_wanted else None
         of_hidden: list[torch.Tensor] = []
         of_b: list[torch.Tensor | None] = []
-        with torch.autocast(read.device.type, enabled=False):
+        with torch.autocast(rows.device.type, enabled=False):
             first = True
             parts = torch.split(hidden, ranks, dim=1)
             for layer, gradient, b, own in zip(ctx.layers, gradients, bs, parts, strict=True):
@@ -122,7 +119,7 @@ class _LoraLinears(torch.autograd.Function):
                     first = False
             if of_x is not None and first:
                 of_x.zero_()
-            of_a = _through_a(read, a, torch.cat(of_hidden, dim=1), of_x=of_x, mask=mask)
+            of_a = _through_a(rows, a, torch.cat(of_hidden, dim=1), of_x=of_x, mask=mask)
         of_flat: list[torch.Tensor | None] = []
         for part, one in zip(torch.split(of_a, ranks), of_b, strict=True):
             of_flat += [None if one is None else part, one]
@@ -161,23 +158,26 @@ def _output(
     return output
 
 
-def _dropped(rows: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """What is kept of `(n, in)`, not yet scaled."""
-    read = torch.empty_like(rows)
-    for piece, numbers in pieces_of(kept, rows.dtype):
-        torch.mul(rows[piece], numbers, out=read[piece])
-    return read
+def _hidden(rows: torch.Tensor, a: torch.Tensor, mask: ByteMask) -> torch.Tensor:
+    """What all A's say of what is kept of `(n, in)`, `(n, all r)`; that is never there as a whole."""
+    hidden = rows.new_empty(len(rows), len(a))
+    for piece, numbers in pieces_of(mask.kept, rows.dtype):
+        torch.mm(numbers.mul_(rows[piece]), a.t(), out=hidden[piece])
+    return hidden.mul_(mask.scale)
 
 
 def _through_a(
-    read: torch.Tensor, a: torch.Tensor, of_hidden: torch.Tensor, *, of_x: torch.Tensor | None, mask: ByteMask | None
+    rows: torch.Tensor, a: torch.Tensor, of_hidden: torch.Tensor, *, of_x: torch.Tensor | None, mask: ByteMask | None
 ) -> torch.Tensor:
     """The gradient of all A's, `(all r, in)`; what reaches x through them is added to its gradient in place."""
-    if mask is not None:
-        of_hidden.mul_(mask.scale)
-    if of_x is not None and mask is None:
-        of_x.addmm_(of_hidden, a)
-    elif of_x is not None and mask is not None:
-        for piece, numbers in pieces_of(mask.kept, a.dtype):
+    if mask is None:
+        if of_x is not None:
+            of_x.addmm_(of_hidden, a)
+        return of_hidden.t() @ rows
+    of_hidden.mul_(mask.scale)
+    of_a = torch.zeros_like(a)
+    for piece, numbers in pieces_of(mask.kept, a.dtype):
+        if of_x is not None:
             of_x[piece].addcmul_(of_hidden[piece] @ a, numbers)
-    return of_hidden.t() @ read
+        of_a.addmm_(of_hidden[piece].t(), numbers.mul_(rows[piece]))
+    return of_a
