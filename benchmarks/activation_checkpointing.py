@@ -21,7 +21,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.books import packaged_base
+from benchmarks.real_data import packaged_base
 from lora_ft.train.activations import Measuring, compute_again, layers_of
 
 TARGETS: dict[str, Any] = {

@@ -56,7 +56,7 @@ def adapted(shape: str, *, dropout: float, ours: bool) -> nn.Module:
     with lean_layers(config, readers):
         model: nn.Module = get_peft_model(Layers(names, hidden, wide, inner, down), config)  # type: ignore[arg-type]
     if readers is not None:
-        with readers.watching():
+        with readers.watching(model):
             model(torch.zeros(1, hidden))
     return model.train()
 

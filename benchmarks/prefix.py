@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.books import packaged_base
 from benchmarks.contender import Measured, run
+from benchmarks.real_data import packaged_base
 from benchmarks.reviews import write_domain
 from lora_ft.models.precision import plan_precision
 

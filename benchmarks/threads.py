@@ -32,7 +32,7 @@ def serve() -> None:
     import torch
 
     from benchmarks.activation_checkpointing import adapted
-    from benchmarks.books import packaged_base
+    from benchmarks.real_data import packaged_base
 
     model: Any = adapted(packaged_base(), {})
     ids = torch.randint(1000, 20000, (16, 64), generator=torch.Generator().manual_seed(1))

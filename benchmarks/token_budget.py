@@ -18,8 +18,8 @@ from typing import Any
 
 import transformers
 
-from benchmarks.books import packaged_base
 from benchmarks.our_run import RECIPE
+from benchmarks.real_data import packaged_base
 from benchmarks.reviews import write_domain
 from lora_ft.cli.environment import read_checked
 from lora_ft.train.run import RunOptions, train

@@ -28,7 +28,6 @@ from benchmarks.lean.scenarios import FULL, NAMES, QUICK, Scenario, scenarios, s
 from benchmarks.lean.tables import ratio_lines, ratios, summary, table
 
 SINGLE = "single"
-CURVE_STEPS = {"quick": 20, "full": 50}
 COUNT_AFTER = "--count-after"
 
 
@@ -117,8 +116,7 @@ def main() -> None:
             plot_contenders(options.plots / f"{name}.png", title=scenario.title, found=found)
         write(options.output, results)
     if SINGLE in only:
-        steps = CURVE_STEPS["full" if options.full else "quick"]
-        for name, command in single_runs(Path(tempfile.mkdtemp(prefix="lora_ft-single-")), steps=steps).items():
+        for name, command in single_runs(Path(tempfile.mkdtemp(prefix="lora_ft-single-")), full=options.full).items():
             progress.say(name)
             results[name] = run(command, quiet=True).result
             print_single(name, results[name])

@@ -13,6 +13,8 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.saved import SavedStorages
+
 
 def resident_mb() -> float:
     """Resident memory of this process now, in MB."""
@@ -63,8 +65,7 @@ class StepClock(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         loader = context["train_dataloader"]
-        rows = loader.dataset
-        lengths = [len(rows[index]["input_ids"]) for index in range(len(rows))]  # ours has ghosts behind its end
+        lengths = [len(row["input_ids"]) for row in loader.dataset]
         self.real, self.computed = real_and_computed(lengths, loader.batch_sampler)
         self.epochs = float(state.epoch)
 
@@ -98,18 +99,16 @@ class StepCounts(transformers.TrainerCallback):  # type: ignore[misc]
         self.computed_tokens = 0
         self._within = ExitStack()
         self._flops: FlopCounterMode | None = None
-        self._storages: dict[int, int] = {}
-        self._own: set[int] = set()
+        self._saved = SavedStorages()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         if state.global_step < self.passed_over:
             return
         model = context["model"]
-        self._own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
-        self._storages = {}
+        self._saved = SavedStorages()
         self._flops = FlopCounterMode(display=False)
         self._within.enter_context(self._flops)
-        self._within.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept))
+        self._within.enter_context(self._saved.counting(leave_out=model))
         embedded = model.get_input_embeddings().register_forward_hook(self._count_tokens)
         self._within.callback(embedded.remove)
 
@@ -118,14 +117,8 @@ class StepCounts(transformers.TrainerCallback):  # type: ignore[misc]
             return
         self._within.close()
         self.flops.append(self._flops.get_total_flops())
-        self.saved_bytes.append(sum(self._storages.values()))
+        self.saved_bytes.append(self._saved.bytes)
         self._flops = None
-
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     def _count_tokens(self, module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
         self.computed_tokens += inputs[0].numel()

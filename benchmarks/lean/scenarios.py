@@ -19,6 +19,7 @@ NOT_EVALUATED = (
     "training_args.save_strategy=no",
     "training_args.load_best_model_at_end=false",
 )
+BF16 = "a CPU without bf16 imitates it; --full runs it"
 VOCABULARIES = {"decoder_49k": 49_152, "decoder_152k": 152_064}
 
 
@@ -96,8 +97,13 @@ def books(size: Size, folder: Path) -> Scenario:
         "lora_ft, lora_dropout 0.1": [*ours, "--output", str(folder / "dropout"), "peft_config.lora_dropout=0.1"],
         "lora_ft": [*ours, "--output", str(folder / "plain")],
     }
+    skipped = {}
+    if size.all_contenders:
+        commands["usual script, bf16"] = [*usual, "--lora-dropout", "0.1", "--bf16"]
+    else:
+        skipped["usual script, bf16"] = BF16
     title = f"books, MiniLM, {size.epochs} epoch(s) of {size.rows or 'all'} rows"
-    return Scenario(title, commands, "dev_accuracy", "train_s", size.rounds, {})
+    return Scenario(title, commands, "dev_accuracy", "train_s", size.rounds, skipped)
 
 
 def top_layers(size: Size, folder: Path) -> Scenario:
@@ -140,10 +146,11 @@ def decoder(name: str, size: Size, folder: Path) -> Scenario:
         skipped["LLaMA-Factory"] = "it is not installed; benchmarks/lean/llama_factory.py says how"
     else:
         commands["LLaMA-Factory"] = ["benchmarks.lean.llama_factory", *given]
-    if size.all_contenders:
-        commands["TRL SFTTrainer, bf16"] = ["benchmarks.lean.usual_decoder", "trl", *given]
-    else:
-        skipped["TRL SFTTrainer, bf16"] = "its default, imitated by a CPU without bf16; --full runs it"
+    for contender, script in {"TRL SFTTrainer, bf16": "trl", "usual script, bf16": "trainer"}.items():
+        if size.all_contenders:
+            commands[contender] = ["benchmarks.lean.usual_decoder", script, *given]
+        else:
+            skipped[contender] = BF16
     title = f"SmolLM2-135M's shape, 4 layers, vocabulary {vocabulary:,}, {steps} steps of 4 x 512 tokens"
     return Scenario(title, commands, "last_loss", "tokens_per_s", size.rounds, skipped)
 
@@ -159,8 +166,9 @@ def scenarios(size: Size, only: list[str]) -> Iterator[tuple[str, Scenario]]:
         yield name, make(size, folder) if make is not None else decoder(name, size, folder)
 
 
-def single_runs(folder: Path, *, steps: int) -> dict[str, list[str]]:
+def single_runs(folder: Path, *, full: bool) -> dict[str, list[str]]:
     """What one process measures by itself: what settings cost, and whether the curve is plain peft's."""
+    steps = 50 if full else 20
     files = reviews(None, folder)
     base = write_decoder(folder / "base", vocabulary=VOCABULARIES["decoder_49k"])
     rows = write_completions(folder / "rows.jsonl", rows=8, vocabulary=VOCABULARIES["decoder_49k"])
@@ -175,7 +183,7 @@ def single_runs(folder: Path, *, steps: int) -> dict[str, list[str]]:
         "NF4, MiniLM": [cost, str(minilm), "--first", native, "--second", nf4],
         "NF4, SmolLM2's shape": [cost, str(smol), "--first", native, "--second", nf4],
         "curve, MiniLM": ["benchmarks.lean.same_curve", str(minilm), "--steps", str(steps)],
-        "curve, SmolLM2's shape": ["benchmarks.lean.same_curve", str(smol), "--steps", str(max(steps // 10, 4))],
+        "curve, SmolLM2's shape": ["benchmarks.lean.same_curve", str(smol), "--steps", str(steps if full else 4)],
     }
 
 

@@ -79,11 +79,16 @@ class Readers:
         return outputs[0]
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Finds out in a forward pass, of any mode, who reads the same tensor one after the other.
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Finds out in a forward pass, of any mode, who reads the same tensor one after the other within one module.
 
-        Recomputed passes (activation checkpointing) must save what the first one saved, so groups never change later.
+        Recomputed passes (activation checkpointing) must save what the first one saved, so groups never change later,
+        and lie within what is computed again together: all cross-attentions read the same tensor too.
+
+        Args:
+            model: The model that is run.
         """
+        owner: dict[Any, nn.Module] = {child: one for one in model.modules() for child in one.children()}
         self._watched = {}
         try:
             yield
@@ -91,7 +96,8 @@ class Readers:
             calls, self._watched = list(self._watched.items()), None
         group: list[LeanLayer] = []
         for number, (layer, x) in enumerate(calls):
-            if not number or x is not calls[number - 1][1] or not alike(layer, group[0], x):
+            same = number and x is calls[number - 1][1] and owner.get(layer) is owner.get(calls[number - 1][0])
+            if not same or not alike(layer, group[0], x):
                 group = []
             group.append(layer)
             if len(group) > 1:

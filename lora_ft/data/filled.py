@@ -38,6 +38,10 @@ class FilledRows(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.features)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The features with their numbers; without it Python would go on to ghosts without end."""
+        return (self[number] for number in range(len(self)))
+
     def __getitem__(self, key: int | str) -> Any:
         """A feature with its number, a ghost, or a column of all features, such as `length`."""
         return self.features[key] if isinstance(key, str) else self.__getitems__([key])[0]

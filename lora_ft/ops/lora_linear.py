@@ -145,16 +145,17 @@ def _output(
         torch.mm(hidden, b.t(), out=flat).mul_(layer.scaling)
         return output
     weight, bias = layer.weight().to(rows.dtype), None if layer.bias is None else layer.bias.to(rows.dtype)
-    if bias is not None and rows.device.type != "cpu":
-        torch.addmm(bias, rows, weight.t(), out=flat)
-    else:
-        torch.mm(rows, weight.t(), out=flat)
     if bias is not None and rows.device.type == "cpu":  # addmm (torch 2.13) would first write it into all of the output
+        torch.mm(rows, weight.t(), out=flat)
         with_ones = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)  # (n, r + 1)
         with_bias = torch.cat([b * layer.scaling, bias[:, None]], dim=1)  # (out, r + 1)
         flat.addmm_(with_ones, with_bias.t())
+        return output
+    if bias is None:
+        torch.mm(rows, weight.t(), out=flat)
     else:
-        flat.addmm_(hidden, b.t(), alpha=layer.scaling)
+        torch.addmm(bias, rows, weight.t(), out=flat)
+    flat.addmm_(hidden, b.t(), alpha=layer.scaling)
     return output
 
 
@@ -175,9 +176,9 @@ def _through_a(
             of_x.addmm_(of_hidden, a)
         return of_hidden.t() @ rows
     of_hidden.mul_(mask.scale)
-    of_a = torch.zeros_like(a)
+    of_a = torch.zeros_like(a, dtype=torch.promote_types(a.dtype, torch.float32))  # pieces of 16 bits add up in 32
     for piece, numbers in pieces_of(mask.kept, a.dtype):
         if of_x is not None:
             of_x[piece].addcmul_(of_hidden[piece] @ a, numbers)
-        of_a.addmm_(of_hidden[piece].t(), numbers.mul_(rows[piece]))
+        of_a += of_hidden[piece].t() @ numbers.mul_(rows[piece])
     return of_a

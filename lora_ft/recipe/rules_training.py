@@ -192,14 +192,15 @@ def one_measure_of_checkpointing(draft: Draft) -> Iterator[Fault]:
 
 def token_budget_cuts_the_batches(draft: Draft) -> Iterator[Fault]:
     """A budget of tokens where rows have none, or where something else decides how large batches are."""
+    for word, rows in (("max_tokens_per_batch", "train"), ("max_tokens_per_eval_batch", "eval")):
+        if draft.value("lean", word) is not None and draft.task is not None and draft.task.lazy:
+            yield Fault(
+                ("lean", word),
+                f"rows of {draft.task.name} are not texts: how many tokens each has is not known before it is read. "
+                f"Leave it out: training_args.per_device_{rows}_batch_size says how many rows a batch has",
+            )
     if draft.value("lean", "max_tokens_per_batch") is None:
         return
-    if draft.task is not None and draft.task.lazy:
-        yield Fault(
-            ("lean", "max_tokens_per_batch"),
-            f"rows of {draft.task.name} are not texts: how many tokens each has is not known before it is read. Leave "
-            "it out: training_args.per_device_train_batch_size says how many rows a batch has",
-        )
     for key, wrong, remedy in (
         ("dataloader_drop_last", True, "a batch under lean.max_tokens_per_batch is never incomplete. Leave it out"),
         (

@@ -30,6 +30,7 @@ MAY_DIFFER = frozenset(
             for key in ("output_dir", "disable_tqdm", "report_to", "save_total_limit", "log_level")
         ),
         *(f"lean.{key}_gb" for key in ("activation_limit", "dequantized", "prefix_cache_ram", "prefix_cache_disk")),
+        "lean.max_tokens_per_eval_batch",
     )
 )
 """Keys that change nothing of what is learned."""

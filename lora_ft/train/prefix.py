@@ -43,7 +43,7 @@ def know_prefix(trainer: ResumableTrainer, *, kept_in: Path | None) -> None:
     try:
         with same_chance(trainer.args.device):
             runs = _runs(trainer, kept=kept_in is not None)
-            shelf = Shelf(trainer, kept_in)
+            shelf = Shelf.of(trainer, kept_in=kept_in)
             found["train"] = shelf.hidden(runs["train"])
             for split in [name for name in runs if name != "train"]:
                 try:

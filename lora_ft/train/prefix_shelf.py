@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 
 from lora_ft.assemble.prefix_run import TOKENS, PrefixRun, Unknowable
 from lora_ft.data.feature_cache import rows_digest
-from lora_ft.models.fingerprint import fingerprint
+from lora_ft.models.fingerprint import Fingerprint, fingerprint
 from lora_ft.models.hidden_rows import HiddenFile, HiddenFolder, HiddenRows, mapped, starts_of
 from lora_ft.models.prefix import Reached
 from lora_ft.train.trainer import AdapterTrainer
@@ -27,7 +27,7 @@ from lora_ft.train.world import weights_digest
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 GB = 1e9
 VOLATILE = frozenset(
     ("_name_or_path", "transformers_version", "id2label", "label2id", "num_labels", "problem_type", "dtype")
@@ -40,25 +40,45 @@ class Shelf:
 
     Args:
         trainer: The trainer.
-        kept_in: The folder for other runs, or None.
+        folder: Where what other runs read is kept, or None.
+        base: Fingerprint of the base, where there is a folder.
+        share: `(i, n)`: this is the i-th of n processes of this machine.
     """
 
-    def __init__(self, trainer: AdapterTrainer, kept_in: Path | None) -> None:
+    def __init__(
+        self, trainer: AdapterTrainer, *, folder: HiddenFolder | None, base: Fingerprint | None, share: tuple[int, int]
+    ) -> None:
         lean, arguments = trainer.prepared.recipe.lean, trainer.args
         self.trainer = trainer
+        self.folder = folder
         self.memory_bytes = int(lean.prefix_cache_ram_gb * GB) if arguments.world_size == 1 else 0
         self.disk_bytes = int(lean.prefix_cache_disk_gb * GB)
-        self.folder = HiddenFolder(kept_in / "prefix", most_bytes=self.disk_bytes) if kept_in is not None else None
-        # without a folder no other run reads them
-        self._base = fingerprint(trainer.prepared.base, cache_dir=kept_in) if kept_in is not None else None
         self.computed = 0
         self.where: dict[str, str] = {}
-        everybody = self._all(int(arguments.local_process_index))
-        self._leader = int(arguments.process_index) - int(arguments.local_process_index)
-        after = [rank for rank, local in enumerate(everybody) if local == 0 and rank > self._leader]
-        here = (after[0] if after else len(everybody)) - self._leader
-        self._share = int(arguments.local_process_index), here
-        self._leads = self._share[0] == 0
+        self._base = base
+        self._share = share
+        self._leads = share[0] == 0
+        self._leader = int(arguments.process_index) - share[0]
+
+    @classmethod
+    def of(cls, trainer: AdapterTrainer, *, kept_in: Path | None) -> Shelf:
+        """Opens it; the processes of a machine tell each other how many they are.
+
+        Args:
+            trainer: The trainer.
+            kept_in: The folder for other runs, or None: no other run reads them, and nobody asks which base it was.
+        """
+        folder = base = None
+        if kept_in is not None:
+            most_bytes = int(trainer.prepared.recipe.lean.prefix_cache_disk_gb * GB)
+            folder = HiddenFolder(kept_in / "prefix", most_bytes=most_bytes)
+            base = fingerprint(trainer.prepared.base, cache_dir=kept_in)
+        mine = int(trainer.args.local_process_index)
+        first = int(trainer.args.process_index) - mine
+        everybody = said_by_all(trainer, mine)
+        after = [rank for rank, local in enumerate(everybody) if local == 0 and rank > first]
+        here = (after[0] if after else len(everybody)) - first
+        return cls(trainer, folder=folder, base=base, share=(mine, here))
 
     def hidden(self, run: PrefixRun) -> HiddenRows:
         """The hidden states of a split, read or computed.
@@ -69,7 +89,7 @@ class Shelf:
         reached = run.try_out()
         key, shape = self._key(run, reached), (int(reached.hidden.shape[-1]), reached.hidden.dtype)
         found = self._read(run, key, shape) or self._computed(run, key, shape)
-        if not all(self._all(run.is_all(found))):
+        if not self._everywhere(run.is_all(found)):
             self.where.pop(key)
             if self._leads and self.folder is not None:
                 self.folder.drop(key)
@@ -85,17 +105,17 @@ class Shelf:
     def _read(self, run: PrefixRun, key: str, shape: tuple[int, torch.dtype]) -> HiddenRows | None:
         """What another run kept, if it is whole and still what these layers compute."""
         folder = self.folder
-        if folder is None or not self._of_leader(folder.is_whole(key) if self._leads else None):
+        if folder is None or not self._everywhere(not self._leads or folder.is_whole(key)):
             return None
         try:
             found = folder.read(key, run.lengths, width=shape[0], dtype=shape[1])
         except OSError:  # another run has just removed it
             found = None
-        if not all(self._all(found is not None and run.agrees(found, number=len(self.where)))):
+        if not self._everywhere(found is not None and run.agrees(found, number=len(self.where))):
             if self._leads:
                 logger.warning("prefix cache: %s: not what these layers compute, made anew", folder.folder / key)
                 folder.drop(key)
-            self._all(None)
+            said_by_all(self.trainer, None)
             return None
         assert found is not None
         return self._placed(key, found, run.lengths)
@@ -105,7 +125,9 @@ class Shelf:
         width, dtype = shape
         lengths = run.lengths
         size = sum(lengths) * width * dtype.itemsize
-        folder = self.folder if self.folder is not None and self._of_leader(self.folder.has_room(size)) else None
+        folder = self.folder
+        if folder is not None and not self._everywhere(not self._leads or folder.has_room(size)):
+            folder = None
         self.computed += len(lengths)
         if size > self.memory_bytes:
             return self._in_file(run, key, folder, shape=shape, size=size)
@@ -135,23 +157,23 @@ class Shelf:
         self, run: PrefixRun, key: str, folder: HiddenFolder | None, *, shape: tuple[int, torch.dtype], size: int
     ) -> HiddenRows:
         """Computes them into a file; the processes of a machine share it, each computes a part."""
-        own = self._of_leader(tempfile.mkdtemp(prefix="lora_ft-prefix-") if folder is None and self._leads else None)
-        target = folder or HiddenFolder(Path(own), most_bytes=self.disk_bytes)
-        file = self._of_leader(_begun(target, size) if self._leads else None)
+        own = self._of_leader(_own_folder() if folder is None and self._leads else None)
+        target = folder or (None if own is None else HiddenFolder(own, most_bytes=self.disk_bytes))
+        file = self._of_leader(_begun(target, size) if target is not None and self._leads else None)
         try:
-            if file is None:
+            if not self._everywhere(file is not None) or file is None or target is None:
                 raise Unknowable(f"{size / GB:.1f} GB of hidden states, for which there is no room")
-            told = self._all(self._filled(run, file, token_bytes=shape[0] * shape[1].itemsize))
+            told = said_by_all(self.trainer, self._filled(run, file, token_bytes=shape[0] * shape[1].itemsize))
             for failed in told:
                 if failed is not None:
                     raise Unknowable(failed)
             found = mapped(file, run.lengths, width=shape[0], dtype=shape[1])
             assert found is not None
-            self._all(None)  # a file that is mapped may be renamed or removed
+            said_by_all(self.trainer, None)  # a file that is mapped may be renamed or removed
             if self._leads and folder is not None:
                 _ended(folder, file, key, keep=self.where)
         finally:
-            if self._leads and file is not None:
+            if self._leads and target is not None and file is not None:
                 target.abandon(file)  # where it has not become an entry
             if self._leads and own is not None:
                 shutil.rmtree(own, ignore_errors=True)
@@ -198,7 +220,7 @@ class Shelf:
             "config": {name: value for name, value in config.to_dict().items() if name not in VOLATILE},
             "attention": config._attn_implementation,  # transformers (5.23) has no public name for it
             "precision": [run.precision.name, torch.device(run.precision.device).type],
-            "computed by": [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+            "computed by": _computed_by(torch.device(run.precision.device)),
             "hidden": [str(reached.hidden.dtype), int(reached.hidden.shape[-1])],
             "prefix": [run.prefix.name, run.prefix.count],
             "features": rows_digest(run.features),
@@ -207,14 +229,26 @@ class Shelf:
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=repr).encode()).hexdigest()
 
-    def _all(self, mine: Any) -> list[Any]:
-        """What each process says, in their order."""
-        said: list[Any] = gather_object([mine]) if self.trainer.args.world_size > 1 else [mine]
-        return said
+    def _everywhere(self, mine: bool) -> bool:
+        """Whether it holds on all processes of all machines; they go the same way then, and ask each other the same."""
+        return all(said_by_all(self.trainer, mine))
 
     def _of_leader(self, mine: Any) -> Any:
         """What the first process of this machine says."""
-        return self._all(mine)[self._leader]
+        return said_by_all(self.trainer, mine)[self._leader]
+
+
+def said_by_all(trainer: AdapterTrainer, mine: Any) -> list[Any]:
+    """What each process says, in their order."""
+    said: list[Any] = gather_object([mine]) if trainer.args.world_size > 1 else [mine]
+    return said
+
+
+def _computed_by(device: torch.device) -> list[Any]:
+    """What decides in which order a device adds up."""
+    if device.type == "cuda":
+        return [torch.cuda.get_device_name(device), torch.get_float32_matmul_precision()]
+    return [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 @contextmanager
@@ -225,6 +259,15 @@ def _opened(file: Path, starts: Sequence[int], *, token_bytes: int) -> Iterator[
         yield stream
     finally:
         stream.close()
+
+
+def _own_folder() -> Path | None:
+    """A temporary folder; None where there can be none."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="lora_ft-prefix-"))
+    except OSError as error:
+        logger.info("prefix cache: no temporary folder: %s", error.strerror or error)
+        return None
 
 
 def _begun(folder: HiddenFolder, size: int) -> Path | None:

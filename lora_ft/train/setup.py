@@ -107,7 +107,7 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
         batch = on_device(task.collator(problem)([features[row] for row in middle]), trainer.args.device)
         trainer.model.eval()
         if readers is not None:
-            with torch.no_grad(), readers.watching():
+            with torch.no_grad(), readers.watching(trainer.model):
                 task.forward(trainer.model, batch, problem)
             trainer.ran["lora_groups"] = [len(one) for one in readers.groups.values()]
         if trainer.prepared.recipe.lean.first_token and lengths[middle[-1]] >= TELLING_TOKENS:

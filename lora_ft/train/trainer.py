@@ -125,6 +125,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.known: dict[str, KnownPrefix] = {}  # by split; `prefix` fills it
         self.batches = batches
         self.evaluation_budget = evaluation_budget(prepared, self.args, batches)
+        if self.evaluation_budget is not None:
+            self.ran["max_tokens_per_eval_batch"] = self.evaluation_budget.tokens
         self.standing = Standing()
         self._trained: list[torch.nn.Parameter] | None = None
         self._flops_a_value: int | None = None  # of what a batch is made of, tokens or pixels

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from lora_ft.adapters.attach import attach
-from lora_ft.adapters.lean_lora import LeanLinear
+from lora_ft.adapters.lean_lora import LeanLinear, lean_layers
 from lora_ft.adapters.lean_readers import Readers, active
 from tests.adapters.build import HEADS, batch, load
 
@@ -35,7 +37,7 @@ def adapted(
         if "lora_B" in name:
             one.data.normal_(std=0.1)
     if readers is not None:
-        with torch.no_grad(), readers.watching():
+        with torch.no_grad(), readers.watching(model):
             model(**batch())
     return model
 
@@ -156,3 +158,27 @@ def test_nothing_of_it_is_in_what_is_saved(bases: dict[str, Path], tmp_path: Pat
     assert {active(one) for one in layers} == {"default"}
     ours.save_pretrained(tmp_path)
     assert "Lean" not in (tmp_path / "adapter_config.json").read_text()
+
+
+class Reading(nn.Module):
+    """Keys and values of what an encoder said, as each layer of a decoder makes its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_proj, self.v_proj = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.k_proj(x) + self.v_proj(x)
+
+
+def test_layers_of_two_modules_are_not_computed_together_whatever_they_read() -> None:
+    config, own = LoraConfig(target_modules=["k_proj", "v_proj"]), readers()
+    with lean_layers(config, own):
+        model: Any = get_peft_model(nn.Sequential(Reading(), Reading()), config)
+    first, second = model.base_model.model
+    x = torch.ones(2, 4)
+    with own.watching(model):
+        first(x)
+        second(x)
+    assert [len(group) for group in own.groups.values()] == [2, 2]
+    assert list(own.groups) == [first.k_proj, second.k_proj]

@@ -87,6 +87,10 @@ def test_ghosts_are_left_out_of_a_batch_that_has_rows(features: Any) -> None:
     assert not any(GHOST in one for one in batch)
 
 
+def test_whoever_goes_through_the_rows_meets_no_ghost() -> None:
+    assert [row[NUMBER] for row in FilledRows(datasets.Dataset.from_dict(FEATURES))] == [0, 1, 2]
+
+
 def test_a_batch_of_ghosts_alone_is_the_shortest_row_marked() -> None:
     rows = FilledRows(datasets.Dataset.from_dict(FEATURES))
     (ghost,) = rows.__getitems__([3, 4])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lora_ft.ops import byte_dropout
 from lora_ft.ops.byte_dropout import ByteMask, draw_mask
 from lora_ft.ops.lora_linear import FrozenLinear, _Call, _LoraLinears, lora_linears
 
@@ -44,9 +45,12 @@ def made() -> tuple[torch.Tensor, list[torch.Tensor | None], list[torch.Tensor]]
     return x, weights, [one.requires_grad_() for one in flat]
 
 
-@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize(("dropout", "piece"), [(False, 2**18), (True, 2**18), (True, 4 * READ), (True, 1)])
 @pytest.mark.parametrize("without_weight", [False, True])
-def test_outputs_and_gradients_are_those_of_the_slow_twin(made, dropout: bool, without_weight: bool) -> None:  # type: ignore[no-untyped-def]
+def test_outputs_and_gradients_are_those_of_the_slow_twin(  # type: ignore[no-untyped-def]
+    made, monkeypatch: pytest.MonkeyPatch, dropout: bool, piece: int, without_weight: bool
+) -> None:
+    monkeypatch.setattr(byte_dropout, "PIECE_VALUES", piece)  # six rows: in one piece, in pieces of 4 and 2, of 1
     x, weights, flat = made
     weights = [None] * len(weights) if without_weight else weights
     mask = draw_mask(6, READ, p=0.3, device=x.device) if dropout else None
@@ -99,6 +103,21 @@ def test_in_16_bits_masters_and_their_gradients_stay_float32(made) -> None:  # t
     twin = slow_twin(x.double(), weights, [one.double() for one in masters], None)
     for one, other in zip(outputs, twin, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=0.05, atol=0.2)
+
+
+def test_in_16_bits_pieces_add_up_in_32(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    rows, read = 4_096, 8
+    monkeypatch.setattr(byte_dropout, "PIECE_VALUES", 4 * read)
+    x, weight, b = torch.ones(rows, read), torch.ones(4, read), torch.ones(4, 2)
+    a = torch.ones(2, read, requires_grad=True)
+    mask = draw_mask(rows, read, p=0.1, device=x.device)
+    layer = FrozenLinear(lambda: weight.to(torch.bfloat16), None, 1.0)
+    (output,) = _LoraLinears.apply(x, _Call((layer,), mask, torch.bfloat16), a, b)
+    output.sum().backward()
+    wanted = 4 * mask.scale * mask.kept.double().sum(0).expand(2, -1)
+    assert a.grad is not None
+    torch.testing.assert_close(a.grad.double(), wanted, rtol=0.01, atol=0.0)
 
 
 def saved_bytes(compute: object) -> int:

@@ -362,11 +362,14 @@ def test_each_rule_is_broken_by_some_recipe(tmp_path: Path, machine: Path) -> No
     assert {rule.__name__ for rule in unbroken} == set()
 
 
-def test_a_task_whose_rows_are_no_texts_has_no_budget_of_tokens(tmp_path: Path, machine: Path) -> None:
+@pytest.mark.parametrize(("word", "rows"), [("max_tokens_per_batch", "train"), ("max_tokens_per_eval_batch", "eval")])
+def test_a_task_whose_rows_are_no_texts_has_no_budget_of_tokens(
+    tmp_path: Path, machine: Path, word: str, rows: str
+) -> None:
     tasks = {TEXT_CLASSIFICATION.name: replace(TEXT_CLASSIFICATION, lazy=True)}
-    told = "how many tokens each has is not known before it is read. Leave it out"
+    told = f"is not known before it is read. Leave it out: training_args.per_device_{rows}_batch_size says"
     with pytest.raises(RecipeError, match=told):
-        read_recipe(write(tmp_path), overrides=["lean.max_tokens_per_batch=64"], tasks=tasks)
+        read_recipe(write(tmp_path), overrides=[f"lean.{word}=64"], tasks=tasks)
 
 
 @pytest.mark.parametrize(
@@ -468,49 +471,6 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     assert found.endswith(
         "model.revision = 'main': model.pretrained_model_name_or_path is a folder, which has no revisions. Leave it out"
     )
-
-
-def test_a_column_that_does_not_exist_names_the_file_its_columns_and_the_nearest(tmp_path: Path) -> None:
-    assert faults(
-        tmp_path, text=GOOD.replace("training_args", "  columns: {text: reveiw, label: stars}\ntraining_args")
-    ) == [
-        "x.yaml:8: dataset.columns.text = 'reveiw': train.csv has no column 'reveiw'. Did you mean 'review'? Its columns: "
-        "text, label, review, stars, pair",
-        "x.yaml:8: dataset.columns.text = 'reveiw': dev.csv has no column 'reveiw'. Did you mean 'review'? Its columns: "
-        "text, label, review, stars, pair",
-    ]
-
-
-def test_a_required_column_may_be_left_out_only_if_the_data_has_our_name(tmp_path: Path) -> None:
-    read(tmp_path)
-    (tmp_path / "other.csv").write_text("review,label\na,b\n")
-    assert fault(tmp_path, "dataset.data_files=other.csv") == (
-        "x.yaml:6: dataset.columns.text: the task needs a column 'text' (the text to classify), and other.csv has none "
-        "of that name. Write columns: {text: NAME}. Its columns: review, label"
-    )
-
-
-def test_an_optional_column_may_be_absent_unless_it_is_named(tmp_path: Path) -> None:
-    read(tmp_path)
-    assert "has no column 'second'" in faults(tmp_path, "dataset.columns.text_pair=second")[0]
-
-
-def test_each_missing_label_column_is_named(tmp_path: Path) -> None:
-    found = faults(tmp_path, "dataset.columns.label=[stars, heat]", "dataset.data_files.validation=null")
-    assert len(found) == 1
-    assert "dataset.columns.label[1] = 'heat': train.csv has no column 'heat'" in found[0]
-
-
-def test_a_misspelt_key_of_columns_is_not_reported_as_a_missing_column_too(tmp_path: Path) -> None:
-    (tmp_path / "other.csv").write_text("review,label\na,b\n")
-    found = fault(tmp_path, "dataset={data_files: other.csv, columns: {txt: review}}")
-    assert found.endswith("has no key 'txt'. Did you mean 'text'?")
-
-
-def test_a_file_without_a_header_is_a_fault(tmp_path: Path) -> None:
-    (tmp_path / "empty.csv").write_text("")
-    found = fault(tmp_path, "dataset.data_files=empty.csv")
-    assert found.endswith("=empty.csv: empty.csv: it is empty. Expected a header line with the column names")
 
 
 def test_unknown_keys_and_broken_rules_come_in_one_report(tmp_path: Path, machine: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,15 @@ def test_where_it_cannot_be_all_is_as_it_was_and_the_manifest_says_why(
     assert trainer.ran["prefix_cache"] == f"off: {reason}"
     assert not trainer.known
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_without_a_temporary_folder_all_is_as_it_was(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = ready(experiment(tmp_path, bert, lean={"prefix_cache_ram_gb": 0.0}))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    know_prefix(trainer, kept_in=None)
+    assert trainer.ran["prefix_cache"] == "off: 0.0 GB of hidden states, for which there is no room"
 
 
 @pytest.mark.slow

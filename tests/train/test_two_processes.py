@@ -32,6 +32,7 @@ def losses(run: Path, *, steps: int = 32) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_follow_the_curve_of_one(tmp_path: Path, tiny_bert: Path) -> None:
     arguments = {"logging_steps": 1, "num_train_epochs": 2}
     one = write_recipe(tmp_path / "one", tiny_bert, training_args={**arguments, "per_device_train_batch_size": 8})
@@ -50,6 +51,7 @@ def test_two_processes_with_half_the_batch_follow_the_curve_of_one(tmp_path: Pat
     assert manifest["run"]["world_size"] == 2
 
 
+@pytest.mark.slow
 def test_boxes_on_two_processes_teach_as_on_one_also_where_one_has_more_of_them(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", "yolos")
     for folder, images in (("train", 4), ("dev", 3)):

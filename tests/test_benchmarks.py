@@ -1,0 +1,48 @@
+"""Every benchmark starts: what it imports is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+FILES = sorted(FOLDER.rglob("*.py"))
+
+
+def taken(file: Path) -> list[tuple[str, str]]:
+    """Module and name of all that a file takes from the project."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return [
+        (str(node.module), name.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in ("benchmarks", "lora_ft")
+        for name in node.names
+    ]
+
+
+def defined(module: str) -> set[str] | None:
+    """Names at the top of a module; None where there is none."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    found: set[str] = set()
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(name.asname or name.name).partition(".")[0] for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
+def test_what_a_benchmark_imports_of_the_project_is_there(file: Path) -> None:
+    for module, name in taken(file):
+        names = defined(module)
+        assert names is not None, module
+        assert name in names or importlib.util.find_spec(f"{module}.{name}") is not None, f"{module}.{name}"
