@@ -175,6 +175,7 @@ def single_runs(folder: Path, *, full: bool) -> dict[str, list[str]]:
     smol = write_recipe(folder / "smol", base=base, rows=rows, batch_size=2)
     minilm = write_encoder_recipe(folder / "minilm", files)
     nf4 = "quantization_config={load_in_4bit: true, bnb_4bit_quant_type: nf4}"
+    every_time = "lean.dequantized_gb=0"
     native, dropout = "peft_config.lora_dropout=0.0", "peft_config.lora_dropout=0.1"
     cost = "benchmarks.lean.step_cost"
     return {
@@ -182,9 +183,13 @@ def single_runs(folder: Path, *, full: bool) -> dict[str, list[str]]:
         "lora_dropout 0.1, SmolLM2's shape": [cost, str(smol), "--first", native, "--second", dropout],
         "NF4, MiniLM": [cost, str(minilm), "--first", native, "--second", nf4],
         "NF4, SmolLM2's shape": [cost, str(smol), "--first", native, "--second", nf4],
+        "NF4, nothing kept dequantised, MiniLM": [cost, str(minilm), "--first", native, "--second", nf4, every_time],
+        "NF4, nothing kept dequantised, SmolLM2's shape": [
+            cost, str(smol), "--first", native, "--second", nf4, every_time,
+        ],
         "curve, MiniLM": ["benchmarks.lean.same_curve", str(minilm), "--steps", str(steps)],
         "curve, SmolLM2's shape": ["benchmarks.lean.same_curve", str(smol), "--steps", str(steps if full else 4)],
-    }
+    }  # fmt: skip
 
 
 def write_encoder_recipe(folder: Path, files: list[str]) -> Path:
