@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.flops import flop_counter
 from benchmarks.real_data import packaged_base
 from lora_ft.train.activations import Measuring, compute_again, layers_of
 
@@ -121,7 +121,7 @@ def main() -> None:
 
 def flops_of(run: Callable[[], None]) -> int:
     """What a step costs; it is the first one, whose time would not count."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run()
     return int(counter.get_total_flops())
 

@@ -7,6 +7,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+from benchmarks.flops import flop_counter
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 FILES = sorted(FOLDER.rglob("*.py"))
@@ -46,3 +49,13 @@ def test_what_a_benchmark_imports_of_the_project_is_there(file: Path) -> None:
         names = defined(module)
         assert names is not None, module
         assert name in names or importlib.util.find_spec(f"{module}.{name}") is not None, f"{module}.{name}"
+
+
+def test_products_in_place_are_counted_like_others() -> None:
+    x, weight, y = torch.ones(4, 5), torch.ones(5, 6), torch.zeros(4, 6)
+    found = []
+    for compute in (lambda: x @ weight, lambda: y.addmm_(x, weight), lambda: torch.addmm(y, x, weight)):
+        with flop_counter() as counter:
+            compute()
+        found.append(counter.get_total_flops())
+    assert found == [240, 240, 240]

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.flops import flop_counter
 from benchmarks.saved import SavedStorages
 
 
@@ -106,7 +107,7 @@ class StepCounts(transformers.TrainerCallback):  # type: ignore[misc]
             return
         model = context["model"]
         self._saved = SavedStorages()
-        self._flops = FlopCounterMode(display=False)
+        self._flops = flop_counter()
         self._within.enter_context(self._flops)
         self._within.enter_context(self._saved.counting(leave_out=model))
         embedded = model.get_input_embeddings().register_forward_hook(self._count_tokens)
