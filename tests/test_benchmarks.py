@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import benchmarks.lean.__main__ as lean
 from benchmarks.flops import flop_counter
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -49,6 +52,21 @@ def test_what_a_benchmark_imports_of_the_project_is_there(file: Path) -> None:
         names = defined(module)
         assert names is not None, module
         assert name in names or importlib.util.find_spec(f"{module}.{name}") is not None, f"{module}.{name}"
+
+
+def test_without_the_reviews_a_scenario_is_passed_over_with_the_reason_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LORA_FT_REAL_DATA", str(tmp_path))
+    monkeypatch.setattr(lean, "ALONE", {"none alone": lambda folder, full: {}})
+    output = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["lean", "--only", "books,top_layers,single", "--output", str(output)])
+    lean.main()
+    told = capsys.readouterr().out
+    for name in ("books", "top_layers"):
+        assert f"{name}: skipped: no data at {tmp_path / 'fdu_mtl'}; set LORA_FT_REAL_DATA" in told
+        assert json.loads(output.read_text(encoding="utf-8"))[name]["skipped"].startswith("skipped: no data")
+    assert told.endswith("done\n")
 
 
 def test_products_in_place_are_counted_like_others() -> None:

@@ -6,7 +6,8 @@
 The quick run takes a part of the rows so that all fits into 15 minutes on 2 cores; `--full` takes all rows, 3 epochs
 and three rounds with a seed of their own. Each contender has a process of its own, and contenders take turns. `train s`
 is the whole of the training loop: in the quick run nothing is evaluated or saved in it, in the full run dev after each
-epoch, in all of them alike. Steps are counted (FLOPs, saved bytes) in a run after the timed one.
+epoch, in all of them alike. Steps are counted (FLOPs, saved bytes) in a run after the timed one. What needs data or a
+base that is not on this machine is passed over with the reason.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from typing import Any
 import torch
 
 from benchmarks.contender import Measured, run
-from benchmarks.lean.scenarios import FULL, NAMES, QUICK, Scenario, scenarios, single_runs
+from benchmarks.lean.scenarios import ALONE, FULL, NAMES, QUICK, Scenario, Size, scenario
 from benchmarks.lean.tables import ratio_lines, ratios, summary, table
+from benchmarks.real_data import Absent
 
 SINGLE = "single"
 COUNT_AFTER = "--count-after"
@@ -91,6 +93,37 @@ def print_single(name: str, found: dict[str, Any]) -> None:
         print(f"{name}: largest difference of {len(found['ours'])} losses {found['largest_difference']:.1e}")
 
 
+def compared(name: str, size: Size, *, progress: Progress, plots: Path | None) -> dict[str, Any]:
+    """Runs one scenario and prints its table.
+
+    Raises:
+        Absent: What it needs is not on this machine.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"lora_ft-{name}-") as folder:
+        given = scenario(name, size, Path(folder))
+        found = rounds_of(given, progress=progress)
+    told = ratios(found)
+    print(f"\n## {given.title}\n\n{table(given, found)}\n\n{ratio_lines(told)}\n", flush=True)
+    if plots is not None:
+        from benchmarks.lean.plots import plot_contenders
+
+        plot_contenders(plots / f"{name}.png", title=given.title, found=found)
+    return {"title": given.title, "contenders": found, "ratios": told}
+
+
+def measured_alone(name: str, command: list[str], *, progress: Progress, plots: Path | None) -> dict[str, Any]:
+    """Runs what one process measures by itself, and prints it."""
+    progress.say(name)
+    found: dict[str, Any] = run(command, quiet=True).result
+    print_single(name, found)
+    if plots is not None and "ours" in found:
+        from benchmarks.lean.plots import plot_curves
+
+        file = plots / f"{name.lower().replace(', ', '-').replace(' ', '_').replace(chr(39), '')}.png"
+        plot_curves(file, title=name, ours=found["ours"], plain=found["plain"])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
@@ -105,27 +138,25 @@ def main() -> None:
     if options.plots is not None:
         options.plots.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"environment": environment(), "full": options.full}
-    for name, scenario in scenarios(size, only):
-        found = rounds_of(scenario, progress=progress)
-        compared = ratios(found)
-        results[name] = {"title": scenario.title, "contenders": found, "ratios": compared}
-        print(f"\n## {scenario.title}\n\n{table(scenario, found)}\n\n{ratio_lines(compared)}\n", flush=True)
-        if options.plots is not None:
-            from benchmarks.lean.plots import plot_contenders
-
-            plot_contenders(options.plots / f"{name}.png", title=scenario.title, found=found)
+    for name in (one for one in NAMES if one in only):
+        try:
+            results[name] = compared(name, size, progress=progress, plots=options.plots)
+        except Absent as why:
+            results[name] = {"skipped": str(why)}
+            progress.say(f"{name}: {why}")
         write(options.output, results)
-    if SINGLE in only:
-        for name, command in single_runs(Path(tempfile.mkdtemp(prefix="lora_ft-single-")), full=options.full).items():
-            progress.say(name)
-            results[name] = run(command, quiet=True).result
-            print_single(name, results[name])
-            if options.plots is not None and "ours" in results[name]:
-                from benchmarks.lean.plots import plot_curves
-
-                file = options.plots / f"{name.lower().replace(', ', '-').replace(' ', '_').replace(chr(39), '')}.png"
-                plot_curves(file, title=name, ours=results[name]["ours"], plain=results[name]["plain"])
-            write(options.output, results)
+    for name, runs in ALONE.items() if SINGLE in only else ():
+        with tempfile.TemporaryDirectory(prefix="lora_ft-single-") as folder:
+            try:
+                commands = runs(Path(folder), full=options.full)
+            except Absent as why:
+                results[name] = {"skipped": str(why)}
+                progress.say(f"{name}: {why}")
+                write(options.output, results)
+                continue
+            for alone, command in commands.items():
+                results[alone] = measured_alone(alone, command, progress=progress, plots=options.plots)
+                write(options.output, results)
     progress.say("done")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,38 +157,50 @@ def decoder(name: str, size: Size, folder: Path) -> Scenario:
 NAMES = ("books", "top_layers", *VOCABULARIES)
 
 
-def scenarios(size: Size, only: list[str]) -> Iterator[tuple[str, Scenario]]:
-    """The scenarios that are asked for, each made when it is its turn."""
-    for name in (one for one in NAMES if one in only):
-        folder = Path(tempfile.mkdtemp(prefix=f"lora_ft-{name}-"))
-        make = {"books": books, "top_layers": top_layers}.get(name)
-        yield name, make(size, folder) if make is not None else decoder(name, size, folder)
+def scenario(name: str, size: Size, folder: Path) -> Scenario:
+    """One of `NAMES`, its files in a folder.
+
+    Raises:
+        Absent: Its rows or its base are not on this machine.
+    """
+    make = {"books": books, "top_layers": top_layers}.get(name)
+    return make(size, folder) if make is not None else decoder(name, size, folder)
 
 
-def single_runs(folder: Path, *, full: bool) -> dict[str, list[str]]:
-    """What one process measures by itself: what settings cost, and whether the curve is plain peft's."""
-    steps = 50 if full else 20
-    files = reviews(None, folder)
+def encoder_runs(folder: Path, *, full: bool) -> dict[str, list[str]]:
+    """What one process measures by itself of MiniLM, see `runs_of`.
+
+    Raises:
+        Absent: The reviews or MiniLM are not on this machine.
+    """
+    recipe = write_encoder_recipe(folder, reviews(None, folder))
+    return runs_of("MiniLM", recipe, steps=50 if full else 20)
+
+
+def decoder_runs(folder: Path, *, full: bool) -> dict[str, list[str]]:
+    """What one process measures by itself of a decoder, see `runs_of`."""
     base = write_decoder(folder / "base", vocabulary=VOCABULARIES["decoder_49k"])
     rows = write_completions(folder / "rows.jsonl", rows=8, vocabulary=VOCABULARIES["decoder_49k"])
-    smol = write_recipe(folder / "smol", base=base, rows=rows, batch_size=2)
-    minilm = write_encoder_recipe(folder / "minilm", files)
+    recipe = write_recipe(folder, base=base, rows=rows, batch_size=2)
+    return runs_of("SmolLM2's shape", recipe, steps=50 if full else 4)
+
+
+def runs_of(base: str, recipe: Path, *, steps: int) -> dict[str, list[str]]:
+    """What settings cost in a step, and whether the curve of a few steps is plain peft's."""
     nf4 = "quantization_config={load_in_4bit: true, bnb_4bit_quant_type: nf4}"
     every_time = "lean.dequantized_gb=0"
     native, dropout = "peft_config.lora_dropout=0.0", "peft_config.lora_dropout=0.1"
-    cost = "benchmarks.lean.step_cost"
+    against = ["benchmarks.lean.step_cost", str(recipe), "--first", native, "--second"]
     return {
-        "lora_dropout 0.1, MiniLM": [cost, str(minilm), "--first", native, "--second", dropout],
-        "lora_dropout 0.1, SmolLM2's shape": [cost, str(smol), "--first", native, "--second", dropout],
-        "NF4, MiniLM": [cost, str(minilm), "--first", native, "--second", nf4],
-        "NF4, SmolLM2's shape": [cost, str(smol), "--first", native, "--second", nf4],
-        "NF4, nothing kept dequantised, MiniLM": [cost, str(minilm), "--first", native, "--second", nf4, every_time],
-        "NF4, nothing kept dequantised, SmolLM2's shape": [
-            cost, str(smol), "--first", native, "--second", nf4, every_time,
-        ],
-        "curve, MiniLM": ["benchmarks.lean.same_curve", str(minilm), "--steps", str(steps)],
-        "curve, SmolLM2's shape": ["benchmarks.lean.same_curve", str(smol), "--steps", str(steps if full else 4)],
-    }  # fmt: skip
+        f"lora_dropout 0.1, {base}": [*against, dropout],
+        f"NF4, {base}": [*against, nf4],
+        f"NF4, nothing kept dequantised, {base}": [*against, nf4, every_time],
+        f"curve, {base}": ["benchmarks.lean.same_curve", str(recipe), "--steps", str(steps)],
+    }
+
+
+ALONE = {"MiniLM alone": encoder_runs, "a decoder alone": decoder_runs}
+"""What makes the commands of runs that one process measures by itself."""
 
 
 def write_encoder_recipe(folder: Path, files: list[str]) -> Path:
