@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ def adapted(shape: str, *, dropout: float, ours: bool) -> nn.Module:
     names, hidden, wide, inner, down = SHAPES[shape]
     config = LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules=[*names, *wide, down])
     readers = Readers(byte_dropout=True, room_bytes=0) if ours else None
-    with lean_layers(config, readers):
+    with nullcontext() if readers is None else lean_layers(config, readers):
         model: nn.Module = get_peft_model(Layers(names, hidden, wide, inner, down), config)  # type: ignore[arg-type]
     if readers is not None:
         with readers.watching(model):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
@@ -16,11 +17,12 @@ from torch import nn
 
 from lora_ft.adapters.convolutions import show_geometry
 from lora_ft.adapters.initial import changes_base, remember_initial
-from lora_ft.adapters.lean_lora import lean_layers
-from lora_ft.adapters.lean_readers import Readers
 from lora_ft.adapters.method import build_config, check_head, check_initialisation, set_prompt_sizes
 from lora_ft.adapters.targets import head_wrappers, inside, set_targets
 from lora_ft.errors import InputError
+
+if TYPE_CHECKING:
+    from lora_ft.adapters.lean_readers import Readers
 
 
 def attach(
@@ -56,7 +58,7 @@ def attach(
         matched = set_targets(config, model)
         check_initialisation(config, model, matched=matched)
     try:
-        with lean_layers(config, readers):
+        with _our_layers(config, readers):
             adapted: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise InputError(
@@ -155,6 +157,15 @@ def trainable_report(model: PeftModel) -> TrainableReport:
         modules=sum(isinstance(module, BaseTunerLayer) for module in model.modules()),
         by_type={kind: (len(owners[kind]), count) for kind, count in counts.items()},
     )
+
+
+def _our_layers(config: Any, readers: Readers | None) -> AbstractContextManager[None]:
+    """Makes peft take our layers within the context; without readers not a file of them is needed."""
+    if readers is None:
+        return nullcontext()
+    from lora_ft.adapters.lean_lora import lean_layers
+
+    return lean_layers(config, readers)
 
 
 def _keep_known_modules(model: PeftModel) -> None:

@@ -59,27 +59,26 @@ class LeanLinear(Linear):  # type: ignore[misc]
 
 
 @contextmanager
-def lean_layers(config: Any, readers: Readers | None) -> Iterator[None]:
+def lean_layers(config: Any, readers: Readers) -> Iterator[None]:
     """Makes peft take our layers for those of the base that we know, within the context.
 
     Args:
         config: Of the adapter.
-        readers: Of the model; None: peft takes its own, as it does for whatever is not LoRA.
+        readers: Of the model.
     """
-    if readers is None or type(config) is not LoraConfig:
-        yield
+    if type(config) is not LoraConfig:
+        yield  # peft takes its own for whatever is not LoRA
         return
-    known = readers
 
     def make(target: nn.Module, adapter_name: str, *, config: LoraConfig, **arguments: Any) -> nn.Module | None:
         if type(target) is nn.Linear and not config.fan_in_fan_out:
-            return LeanLinear(known, target, adapter_name, config=config, **arguments)
+            return LeanLinear(readers, target, adapter_name, config=config, **arguments)
         if type(target) is Conv1D and config.fan_in_fan_out:
-            return LeanLinear(known, target, adapter_name, config=config, is_target_conv_1d_layer=True, **arguments)
+            return LeanLinear(readers, target, adapter_name, config=config, is_target_conv_1d_layer=True, **arguments)
         if type(target).__module__.startswith("bitsandbytes."):
             from lora_ft.adapters.lean_quantized import quantized_layer  # it imports bitsandbytes
 
-            return quantized_layer(known, target, adapter_name, config=config, **arguments)
+            return quantized_layer(readers, target, adapter_name, config=config, **arguments)
         return None  # peft goes on to its own
 
     config._register_custom_module({nn.Linear: make, Conv1D: make})

@@ -57,9 +57,7 @@ class LeanLinear4bit(bnb.Linear4bit):  # type: ignore[misc]
         base = self.get_base_layer()
         weight: torch.Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
         weight = weight if base.compute_dtype is None else weight.to(base.compute_dtype)
-        size = weight.numel() * weight.element_size()
-        if size <= self.readers.room_bytes:
-            self.readers.room_bytes -= size
+        if self.readers.keep(weight):
             self.kept = weight
         return weight
 

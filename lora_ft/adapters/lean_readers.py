@@ -50,11 +50,19 @@ class Readers:
     Args:
         byte_dropout: Whether dropout is ours too; without it layers with dropout are peft's.
         room_bytes: Bytes of 4-bit weights that may be kept dequantised.
+
+    Attributes:
+        kept_bytes: Bytes of those that are.
+        draws_bytes: Whether a layer has dropped values by bytes.
+        layers: How many layers there are.
+        groups: First layer of a group -> its layers.
     """
 
     def __init__(self, *, byte_dropout: bool, room_bytes: int) -> None:
         self.byte_dropout = byte_dropout
         self.room_bytes = room_bytes
+        self.kept_bytes = 0
+        self.draws_bytes = False
         self.layers = 0
         self.groups: dict[LeanLayer, tuple[LeanLayer, ...]] = {}
         self._watched: dict[LeanLayer, torch.Tensor] | None = None
@@ -65,13 +73,14 @@ class Readers:
         held = self._ready.pop(layer, None)
         if held is not None and held.x is x and held.version == x._version:
             return held.output
-        members, kind = self.groups.get(layer, (layer,)), x.device.type
+        members, kind, p = self.groups.get(layer, (layer,)), x.device.type, dropped(layer)
+        self.draws_bytes |= p > 0
         autocast = torch.is_autocast_enabled(kind)
         outputs = lora_linears(
             x,
             [one.frozen() for one in members],
             [matrices(one) for one in members],
-            p=dropped(layer),
+            p=p,
             dtype=torch.get_autocast_dtype(kind) if autocast else layer.compute_type(x),
         )
         others = zip(members[1:], outputs[1:], strict=True)
@@ -102,6 +111,14 @@ class Readers:
             group.append(layer)
             if len(group) > 1:
                 self.groups[group[0]] = tuple(group)
+
+    def keep(self, weight: torch.Tensor) -> bool:
+        """Whether a dequantised weight may be kept; it counts as kept then."""
+        size = weight.numel() * weight.element_size()
+        if self.kept_bytes + size > self.room_bytes:
+            return False
+        self.kept_bytes += size
+        return True
 
     def notice(self, layer: LeanLayer, x: torch.Tensor) -> None:
         """Remembers what a layer read, where somebody watches."""

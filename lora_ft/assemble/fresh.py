@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
 from lora_ft.adapters.attach import attach
-from lora_ft.adapters.lean_readers import Readers
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.models.load import Base, load_base
 from lora_ft.models.precision import Precision, cast_frozen_linears
 from lora_ft.models.size import BaseSize, base_size
+
+if TYPE_CHECKING:
+    from lora_ft.adapters.lean_readers import Readers
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class FreshAdapter:
         model: The adapted model (a `peft.PeftModel`).
         precision: What it computes in, and where.
         readers: Makes LoRA layers train by our own function, or None.
-        ran: What of the recipe's `lean` took effect, for the manifest: how many layers, and more.
+        ran: What of the recipe's `lean` took effect when it was built: how many layers.
     """
 
     base: Base
@@ -35,6 +37,12 @@ class FreshAdapter:
     precision: Precision
     readers: Readers | None
     ran: Mapping[str, Any]
+
+    def ran_in_training(self) -> dict[str, Any]:
+        """What of the recipe's `lean` its layers did until now."""
+        if self.readers is None:
+            return {"byte_dropout": False, "dequantized_bytes": 0}
+        return {"byte_dropout": self.readers.draws_bytes, "dequantized_bytes": self.readers.kept_bytes}
 
 
 def build(
@@ -69,6 +77,8 @@ def build(
     size = base_size(base.model)
     readers = None
     if recipe.lean.lora_linear and not sharded:
+        from lora_ft.adapters.lean_readers import Readers
+
         room_bytes = int(recipe.lean.dequantized_gb * 1e9)
         readers = Readers(byte_dropout=recipe.lean.byte_dropout, room_bytes=room_bytes)
     model = attach(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, train_test_split
 
 from lora_ft.errors import DataError
 
@@ -41,6 +40,8 @@ def split_rows(labels: Sequence[Any], *, shares: Mapping[str, float], seed: int)
     Raises:
         DataError: A share is not between 0 and 1, or too few rows are left for training.
     """
+    from sklearn.model_selection import train_test_split  # here: scikit-learn takes 40 MB, and few runs split
+
     sizes = _sizes(len(labels), shares)
     left = list(range(len(labels)))
     result: dict[str, list[int]] = {}
@@ -147,6 +148,8 @@ def sample_rows(labels: Sequence[Any], *, size: int, seed: int) -> list[int]:
     Returns:
         Their positions, ascending.
     """
+    from sklearn.model_selection import train_test_split
+
     rows = list(range(len(labels)))
     if size >= len(rows):
         return rows
@@ -189,6 +192,8 @@ def _some_groups(
         most: The most groups that may be taken.
         seed: Seed of the choice.
     """
+    from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
+
     mine = number[left]
     taken = np.zeros(len(left), dtype=bool)
     groups = len(np.unique(mine))

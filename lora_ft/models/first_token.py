@@ -32,7 +32,7 @@ CLOSE = {4: 1e-4, 2: 3e-2}
 """Largest difference in the proof, in units of the largest logit, for types of 4 and of 2 bytes."""
 
 
-def go_on_with_first_token(model: nn.Module, forward: Callable[[], Any]) -> bool:
+def go_on_with_first_token(model: nn.Module, forward: Callable[[], Any]) -> str | None:
     """Lets the last layer of a model go on with the first token alone, wherever gradients are made.
 
     Only if a batch has the same logits with it: a head may read other tokens too.
@@ -42,17 +42,21 @@ def go_on_with_first_token(model: nn.Module, forward: Callable[[], Any]) -> bool
         forward: Computes the outputs of a batch of rows of several tokens, the same each time, with gradients.
 
     Returns:
-        Whether it does.
+        Why it does not; None where it does.
     """
     lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one)]
     ends = [one for one in lists if type(one[-1]).__name__ in LAYERS]
-    if len(ends) != 1 or not any(parameter.requires_grad for parameter in ends[0].parameters()):
-        return False  # where nothing is trained up to the last layer, nothing is computed twice either
+    if len(ends) != 1:
+        return "the base is not known as an encoder whose head may read the first token alone"
+    if not any(parameter.requires_grad for parameter in ends[0].parameters()):
+        return "nothing is trained up to the last layer"  # nothing is computed twice either
     last, plain = ends[0][-1], _logits(forward())
     looks, behind = (last.get_submodule(name) for name in LAYERS[type(last).__name__])
     config: Any = looks.config
-    if plain is None or plain.dim() != 2 or looks.is_causal:  # something is said of each token; the first sees itself
-        return False
+    if plain is None or plain.dim() != 2:
+        return "something is said of each token"
+    if looks.is_causal:
+        return "the first token sees itself alone"
     hook = behind.register_forward_pre_hook(_first)
     found = False
     try:
@@ -67,7 +71,7 @@ def go_on_with_first_token(model: nn.Module, forward: Callable[[], Any]) -> bool
         if not found:
             hook.remove()
             looks.config = config
-    return found
+    return None if found else "the head reads other tokens too"
 
 
 def _close(plain: torch.Tensor, alone: torch.Tensor) -> bool:

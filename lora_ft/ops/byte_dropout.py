@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lora_ft.ops.pieces import piece_rows
+
 LEVELS = 256
 MOST_DROPPED = 255 / 256
 """No byte lies below a threshold of 256 and above it."""
-PIECE_VALUES = 2**18
-"""Values that are dropped at one time: a megabyte of float32, which stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def pieces_of(kept: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, t
         Which rows, and their numbers.
     """
     rows, width = kept.shape
-    size = max(1, PIECE_VALUES // max(width, 1)) if kept.device.type == "cpu" else max(1, rows)
+    size = piece_rows(rows, width, kept.device)
     room = torch.empty(min(size, rows), width, dtype=dtype, device=kept.device)
     for start in range(0, rows, size):
         piece = slice(start, min(start + size, rows))

@@ -154,7 +154,8 @@ class _Walk:
                 logits.copy_(made)
             if head.bias is not None:
                 logits.add_(head.bias)
-            logits.mul_(head.scale)
+            if head.scale != 1:
+                logits.mul_(head.scale)
             slope = None
             if head.softcap is not None and self._slope is not None:
                 logits.div_(head.softcap).tanh_()
@@ -166,7 +167,8 @@ class _Walk:
         """A chunk's gradient to logits -> to what the head's GEMM made, `(count, vocabulary)`, in its dtype."""
         if slope is not None:
             gradient.mul_(slope)
-        gradient.mul_(self.head.scale)
+        if self.head.scale != 1:
+            gradient.mul_(self.head.scale)
         return gradient if self._narrow is self._wide else self._narrow[: len(gradient)].copy_(gradient)
 
 

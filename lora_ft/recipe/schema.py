@@ -299,6 +299,8 @@ class LeanSection:
         byte_dropout: Whether `lora_dropout` draws one byte a value, once for all layers that read the same input.
         dequantized_gb: How much of a base in 4 bits may be kept dequantised, in GB, for `lora_linear`.
         first_token: Whether an encoder's last layer goes on with the first token alone, if the head reads no other.
+        rms_norm: Whether frozen RMSNorms are computed by our own function, which saves what they read and no more.
+        swiglu: Whether the product in the middle of a SwiGLU block is computed by our own function, likewise.
         activation_limit_gb: As many layers are computed again in the backward pass as it takes for a batch to keep no
             more than so many GB (1e9 bytes) for it; left out: none.
         label_loss: Whether language models make logits at labelled positions alone, a few at a time.
@@ -315,6 +317,8 @@ class LeanSection:
     byte_dropout: bool = True
     dequantized_gb: float = 0.5
     first_token: bool = True
+    rms_norm: bool = True
+    swiglu: bool = True
     activation_limit_gb: float | None = None
     label_loss: bool = True
     prefix_cache: bool = True

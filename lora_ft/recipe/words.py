@@ -216,6 +216,8 @@ LEAN = _struct(
         "byte_dropout": BOOL,
         "dequantized_gb": FLOAT,
         "first_token": BOOL,
+        "rms_norm": BOOL,
+        "swiglu": BOOL,
         "activation_limit_gb": any_of([FLOAT, NULL]),
         "label_loss": BOOL,
         "prefix_cache": BOOL,

@@ -27,7 +27,7 @@ from lora_ft.train.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
 
-RAN = "checkpointed_layers"
+RAN, KEPT = "checkpointed_layers", "kept_for_backward"
 IN_THE_CACHE = ("PREFIX_TUNING", "CARTRIDGE")
 """Methods whose adapter is a cache of keys and values, which a layer that is computed again is not given."""
 
@@ -263,13 +263,17 @@ def _as_many(trainer: AdapterTrainer, layers: list[GradientCheckpointingLayer], 
     again = account.choose(limit_gb * 1e9)
     compute_again(layers, again)
     peak, without = account.peak_bytes(again) / 1e9, account.held_bytes() / 1e9
+    trainer.ran[KEPT] = {
+        "bytes": account.peak_bytes(again), "without": account.held_bytes(), "limit": int(limit_gb * 1e9),
+    }  # fmt: skip
     told = f"{len(again)} of {len(layers)} layers are computed again; {size_of(trainer, worst)} keep {peak:.3g} GB"
     logger.info("activation checkpointing: %s, %.3g without it (limit %g)", told, without, limit_gb)
     if peak > limit_gb:
         logger.warning(
-            "lean.activation_limit_gb: %g cannot be kept, %.3g GB is the least for %s. Halve "
-            "training_args.per_device_train_batch_size, and double gradient_accumulation_steps%s",
+            "lean.activation_limit_gb: %g cannot be kept, %.3g GB is the least for %s. Halve %s, and double "
+            "gradient_accumulation_steps%s",
             limit_gb, peak, size_of(trainer, worst),
+            "training_args.per_device_train_batch_size" if trainer.batches is None else "lean.max_tokens_per_batch",
             "; or lower processor.max_length" if "max_length" in trainer.prepared.problem.settings else "",
         )  # fmt: skip
     return len(again)

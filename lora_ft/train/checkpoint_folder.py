@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 
 from lora_ft.adapters.folder import at_once
@@ -113,17 +112,6 @@ def begin_run_folder(start: Start, output_dir: Path) -> None:
     old = checkpoints_in(output_dir).values() if start.checkpoint is None else ()
     for folder in (*output_dir.glob(".checkpoint-*"), *output_dir.glob(".adapter.tmp-*"), *old):
         shutil.rmtree(folder)
-
-
-def together(world_size: int, told: str | None) -> str | None:
-    """What the first process said of all that had something to say; every process hears the same.
-
-    Args:
-        world_size: Number of processes.
-        told: What went wrong here, or None.
-    """
-    everybody = gather_object([told]) if world_size > 1 else [told]
-    return next((one for one in everybody if one is not None), None)
 
 
 def cannot_write(error: Exception, target: Path, *, last: Path | None) -> str:

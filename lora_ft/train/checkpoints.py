@@ -29,6 +29,7 @@ MAY_DIFFER = frozenset(
             f"training_args.{key}"
             for key in ("output_dir", "disable_tqdm", "report_to", "save_total_limit", "log_level")
         ),
+        "training_args.per_device_eval_batch_size",
         *(f"lean.{key}_gb" for key in ("activation_limit", "dequantized", "prefix_cache_ram", "prefix_cache_disk")),
         "lean.max_tokens_per_eval_batch",
     )

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from lora_ft.assemble.answer import on_device
@@ -25,6 +24,7 @@ from lora_ft.errors import GateError
 from lora_ft.models.precision import autocast_context
 from lora_ft.ops.shards import let_go, piece
 from lora_ft.train.measure import Split
+from lora_ft.train.told import first_told
 from lora_ft.train.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
@@ -263,8 +263,7 @@ def _try(trainer: AdapterTrainer, attempt: Callable[[Sequence[int]], None], rows
     clear_device_cache()
     if trainer.in_step:
         return told  # the others wait for this process where they would need its piece, not here
-    everybody = gather_object([told]) if trainer.args.world_size > 1 else [told]
-    return next((one for one in everybody if one is not None), None)
+    return first_told(told, world_size=trainer.args.world_size)
 
 
 def out_of_memory(error: BaseException) -> bool:

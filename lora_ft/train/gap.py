@@ -218,7 +218,7 @@ def judge(evaluations: Sequence[Evaluation], both: Both, setup: Setup) -> Gap:
 
     Overfitted: the training rows are known better than the validation rows by more than chance, or the validation
     loss rose while the training loss went on falling. Underfitted: not even the training rows are known, or the
-    validation loss was still falling when the run ended.
+    validation loss was still falling when the run ended and the metric could still be better.
 
     Args:
         evaluations: In order.
@@ -237,7 +237,7 @@ def judge(evaluations: Sequence[Evaluation], both: Both, setup: Setup) -> Gap:
         longer = falls or setup.steps < FEW_STEPS
         change = _in_the_way(setup) or (_lasting(setup, 2 * setup.epochs) if longer else _stronger(setup))
         return Gap("underfitted", tuple(reasons), change)
-    if falls:
+    if falls and not _is_perfect(both):
         return Gap("underfitted", (numbers, falls), _lasting(setup, 2 * setup.epochs))
     return Gap("even", (numbers,), "")
 
@@ -310,6 +310,11 @@ def _still_falls(evaluations: Sequence[Evaluation]) -> str:
     if before - last <= FALLS * abs(before):
         return ""
     return f"the validation loss was still falling at the end, from {before:.3f} to {last:.3f}"
+
+
+def _is_perfect(both: Both) -> bool:
+    """Whether the metric of the validation rows can be no better, of those from 0 to 1."""
+    return both.validation.get(both.metric) == (0.0 if both.lower_is_better else 1.0)
 
 
 def _regularised(setup: Setup, *, best_epoch: float | None) -> str:

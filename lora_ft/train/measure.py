@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import reduce
 
 from lora_ft.assemble.answer import Answers, answer, join_rows
 from lora_ft.assemble.encode import EncodedRows, references_of
@@ -19,6 +19,7 @@ from lora_ft.data.token_budget import TokenBudget
 from lora_ft.models.precision import Precision
 from lora_ft.tasks.base import Task
 from lora_ft.tasks.parts.problem import Problem
+from lora_ft.train.told import told_by_each
 
 
 class GivenUp(Exception):
@@ -121,7 +122,7 @@ def measure(
         known=known,
         advance=done,
     )
-    shares: list[Answers | None] = gather_object([mine]) if arguments.world_size > 1 else [mine]
+    shares: list[Answers | None] = told_by_each(mine, world_size=arguments.world_size)
     whole = [share for share in shares if share is not None]
     if len(whole) < len(shares):
         raise GivenUp

@@ -34,10 +34,14 @@ def know_prefix(trainer: ResumableTrainer, *, kept_in: Path | None) -> None:
 
     Args:
         trainer: The trainer, before its first step.
-        kept_in: The folder where what they computed is kept for other runs; None: nowhere.
+        kept_in: The folder where what they computed is kept for other runs, if the recipe gives it room there; None:
+            nowhere.
     """
     started = time.perf_counter()
     trainer.standing.at("layers below the lowest adapter")
+    if not trainer.prepared.recipe.lean.prefix_cache_disk_gb:
+        kept_in = None
+    runs: dict[str, PrefixRun] = {}
     found: dict[str, HiddenRows] = {}
     others: dict[str, str] = {}
     try:
@@ -52,6 +56,8 @@ def know_prefix(trainer: ResumableTrainer, *, kept_in: Path | None) -> None:
                     others[split] = why.reason
     except Unknowable as why:
         trainer.ran[WORD] = f"off: {why.reason}"
+        if runs:  # there are such layers
+            logger.info("prefix cache: off: %s", why.reason)
         return
     trainer.known = {split: runs[split].known(hidden) for split, hidden in found.items()}
     trainer.collate.tells_rows = True

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from lora_ft.assemble.prefix_run import TOKENS, PrefixRun, Unknowable
 from lora_ft.data.feature_cache import rows_digest
 from lora_ft.models.fingerprint import Fingerprint, fingerprint
 from lora_ft.models.hidden_rows import HiddenFile, HiddenFolder, HiddenRows, mapped, starts_of
 from lora_ft.models.prefix import Reached
+from lora_ft.train.told import told_by_each
 from lora_ft.train.trainer import AdapterTrainer
 from lora_ft.train.world import weights_digest
 
@@ -75,7 +75,7 @@ class Shelf:
             base = fingerprint(trainer.prepared.base, cache_dir=kept_in)
         mine = int(trainer.args.local_process_index)
         first = int(trainer.args.process_index) - mine
-        everybody = said_by_all(trainer, mine)
+        everybody = told_by_each(mine, world_size=trainer.args.world_size)
         after = [rank for rank, local in enumerate(everybody) if local == 0 and rank > first]
         here = (after[0] if after else len(everybody)) - first
         return cls(trainer, folder=folder, base=base, share=(mine, here))
@@ -115,7 +115,7 @@ class Shelf:
             if self._leads:
                 logger.warning("prefix cache: %s: not what these layers compute, made anew", folder.folder / key)
                 folder.drop(key)
-            said_by_all(self.trainer, None)
+            self._told(None)
             return None
         assert found is not None
         return self._placed(key, found, run.lengths)
@@ -162,14 +162,14 @@ class Shelf:
         file = self._of_leader(_begun(target, size) if target is not None and self._leads else None)
         try:
             if not self._everywhere(file is not None) or file is None or target is None:
-                raise Unknowable(f"{size / GB:.1f} GB of hidden states, for which there is no room")
-            told = said_by_all(self.trainer, self._filled(run, file, token_bytes=shape[0] * shape[1].itemsize))
+                raise Unknowable(f"{size / GB:.3g} GB of hidden states, for which there is no room")
+            told = self._told(self._filled(run, file, token_bytes=shape[0] * shape[1].itemsize))
             for failed in told:
                 if failed is not None:
                     raise Unknowable(failed)
             found = mapped(file, run.lengths, width=shape[0], dtype=shape[1])
             assert found is not None
-            said_by_all(self.trainer, None)  # a file that is mapped may be renamed or removed
+            self._told(None)  # a file that is mapped may be renamed or removed
             if self._leads and folder is not None:
                 _ended(folder, file, key, keep=self.where)
         finally:
@@ -231,17 +231,15 @@ class Shelf:
 
     def _everywhere(self, mine: bool) -> bool:
         """Whether it holds on all processes of all machines; they go the same way then, and ask each other the same."""
-        return all(said_by_all(self.trainer, mine))
+        return all(self._told(mine))
 
     def _of_leader(self, mine: Any) -> Any:
         """What the first process of this machine says."""
-        return said_by_all(self.trainer, mine)[self._leader]
+        return self._told(mine)[self._leader]
 
-
-def said_by_all(trainer: AdapterTrainer, mine: Any) -> list[Any]:
-    """What each process says, in their order."""
-    said: list[Any] = gather_object([mine]) if trainer.args.world_size > 1 else [mine]
-    return said
+    def _told(self, mine: Any) -> list[Any]:
+        """What each process says, in their order; said where all wait for each other, too."""
+        return told_by_each(mine, world_size=self.trainer.args.world_size)
 
 
 def _computed_by(device: torch.device) -> list[Any]:

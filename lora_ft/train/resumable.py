@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import gather_object
 
 from lora_ft.errors import AdapterError, Interrupted, RunError
 from lora_ft.recipe.write import resolved_yaml
@@ -26,7 +25,6 @@ from lora_ft.train.checkpoint_folder import (
     prune,
     read_state,
     read_weights,
-    together,
     write_checkpoint,
     write_state,
     write_weights,
@@ -35,6 +33,7 @@ from lora_ft.train.checkpoints import OPTIMIZER, RECIPE, checkpoint_folder, read
 from lora_ft.train.interrupt import Interruption
 from lora_ft.train.loop_state import Pending
 from lora_ft.train.measure import GivenUp
+from lora_ft.train.told import first_told, told_by_each
 from lora_ft.train.trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
@@ -229,12 +228,12 @@ class ResumableTrainer(AdapterTrainer):
                 self.state.best_model_checkpoint = str(best)
         tensors, optimizer = sharded.adapter_state(self), sharded.optimizer_state(self) if whole else None
         mine = loop_state.of_rank(self, drawn or loop_state.chance(self.args.device))
-        ranks = gather_object([mine]) if self.args.world_size > 1 else [mine]
+        ranks = told_by_each(mine, world_size=self.args.world_size)
         told = None
         if self.args.should_save:
             loop = {"run": loop_state.of_run(self, pending), "ranks": ranks}
             told = self._write_alone(target, tensors=tensors, optimizer=optimizer, loop=loop)
-        told = together(self.args.world_size, told)
+        told = first_told(told, world_size=self.args.world_size)
         if told is not None:
             raise RunError(told)
         self.saved_s = time.perf_counter() - started

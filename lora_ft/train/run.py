@@ -215,7 +215,7 @@ def finish(
             baseline=baseline.metrics,
             learned=learned,
             majority=baseline.constant,
-            run={**facts_of(trainer, seconds=seconds), "command": options.command, "gap": gap},
+            run={**facts_of(trainer, fresh, seconds=seconds), "command": options.command, "gap": gap},
         )
         manifest = save_adapter(
             folder,
@@ -252,7 +252,7 @@ def batch_lines(trainer: AdapterTrainer) -> list[str]:
     return lines
 
 
-def facts_of(trainer: AdapterTrainer, *, seconds: float) -> dict[str, Any]:
+def facts_of(trainer: AdapterTrainer, fresh: FreshAdapter, *, seconds: float) -> dict[str, Any]:
     """What the manifest keeps of how a run went."""
     return {
         "seconds": round(seconds, 1),
@@ -260,7 +260,7 @@ def facts_of(trainer: AdapterTrainer, *, seconds: float) -> dict[str, Any]:
         "epochs": trainer.state.epoch,
         "world_size": trainer.args.world_size,
         "threads": torch.get_num_threads(),
-        "lean": dict(trainer.ran),
+        "lean": {**trainer.ran, **fresh.ran_in_training()},
         "classes": made_up_for(trainer.training_problem, class_weight=trainer.class_weight, draw=trainer.draw),
     }
 

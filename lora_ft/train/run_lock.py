@@ -12,7 +12,7 @@ import filelock
 import transformers
 
 from lora_ft.errors import AdapterError
-from lora_ft.train.checkpoint_folder import together
+from lora_ft.train.told import first_told
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RunLock:
             AdapterError: Another run is in it; says which process on which machine.
         """
         told = self._take(Path(arguments.output_dir)) if arguments.process_index == 0 else None
-        told = together(int(arguments.world_size), told)
+        told = first_told(told, world_size=int(arguments.world_size))
         if told is not None:
             raise AdapterError(told)
 

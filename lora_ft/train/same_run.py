@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import transformers
-from accelerate.utils import gather_object
 
 from lora_ft.assemble.encode import without_media
 from lora_ft.assemble.prepare import Prepared
@@ -21,8 +20,8 @@ from lora_ft.data.token_budget import BudgetedBatches
 from lora_ft.errors import AdapterError
 from lora_ft.models.fingerprint import Fingerprint, differences, fingerprint
 from lora_ft.tasks.base import Task
-from lora_ft.train.checkpoint_folder import together
 from lora_ft.train.checkpoints import Checkpoint, Start
+from lora_ft.train.told import first_told, told_by_each
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def agreed_start(
             logger.info("%s", line)
         if told is None and start.checkpoint is not None:
             logger.info("going on after step %d, from %s", start.checkpoint.step, start.checkpoint.folder)
-    told = together(arguments.world_size, told)
+    told = first_told(told, world_size=arguments.world_size)
     if told is not None:
         raise AdapterError(told)
     return now
@@ -161,7 +160,7 @@ def agree_on(checkpoint: Checkpoint | None, *, world_size: int) -> None:
     if world_size == 1:
         return
     mine = None if checkpoint is None else (checkpoint.folder.name, checkpoint.digest)
-    found = gather_object([(mine, socket.gethostname())])
+    found = told_by_each((mine, socket.gethostname()), world_size=world_size)
     first, first_host = found[0]
     for rank, (seen, host) in enumerate(found):
         if seen != first:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
 
-from lora_ft.adapters.lean_readers import Readers
 from lora_ft.assemble.answer import on_device
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.fresh import FreshAdapter
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.token_budget import BudgetedBatches
+from lora_ft.models.decoder_blocks import RMS_NORM, SWIGLU, use_decoder_blocks
 from lora_ft.models.first_token import go_on_with_first_token
 from lora_ft.models.precision import autocast_context
 from lora_ft.train.activations import ActivationCheckpointing
@@ -31,6 +31,9 @@ from lora_ft.train.progress import OneScreenProgress, one_curve
 from lora_ft.train.resumable import Restored, ResumableTrainer
 from lora_ft.train.trainer import RankAllocation
 from lora_ft.train.weights import class_weights
+
+if TYPE_CHECKING:
+    from lora_ft.adapters.lean_readers import Readers
 
 TELLING_TOKENS = 4
 """Of fewer tokens a row cannot tell whether the head reads the first one alone."""
@@ -97,7 +100,9 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
         trainer: The trainer of the run.
         readers: Makes LoRA layers train by our own function, or None.
     """
+    lean = trainer.prepared.recipe.lean
     if trainer.in_step:
+        trainer.ran |= dict.fromkeys((RMS_NORM, SWIGLU, "first_token"), "off: the weights are cut into shards")
         return
     task, problem = trainer.prepared.task, trainer.prepared.problem
     features = trainer.prepared.features["train"]
@@ -105,15 +110,34 @@ def look_at_model(trainer: ResumableTrainer, readers: Readers | None) -> None:
     middle = np.argsort(lengths, kind="stable")[len(lengths) // 2 :][:2].tolist()
     with same_chance(trainer.args.device), autocast_context(trainer.precision):
         batch = on_device(task.collator(problem)([features[row] for row in middle]), trainer.args.device)
+
+        def forward() -> Any:
+            return task.forward(trainer.model, batch, problem)
+
         trainer.model.eval()
         if readers is not None:
             with torch.no_grad(), readers.watching(trainer.model):
-                task.forward(trainer.model, batch, problem)
+                forward()
             trainer.ran["lora_groups"] = [len(one) for one in readers.groups.values()]
-        if trainer.prepared.recipe.lean.first_token and lengths[middle[-1]] >= TELLING_TOKENS:
-            trainer.ran["first_token"] = go_on_with_first_token(
-                trainer.model, lambda: task.forward(trainer.model, batch, problem)
-            )
+        trainer.ran |= _blocks(trainer, forward)
+        if not lean.first_token:
+            why: str | None = "lean.first_token is false"
+        elif lengths[middle[-1]] < TELLING_TOKENS:
+            why = "rows are too short to tell"
+        else:
+            why = go_on_with_first_token(trainer.model, forward)
+        trainer.ran["first_token"] = f"off: {why}" if why else True
+
+
+def _blocks(trainer: ResumableTrainer, forward: Callable[[], Any]) -> dict[str, int | str]:
+    """Lets our functions compute RMSNorms and SwiGLU blocks; how many they compute, or why none."""
+    lean = trainer.prepared.recipe.lean
+    wanted = {RMS_NORM: lean.rms_norm, SWIGLU: lean.swiglu}
+    off = {kind: f"off: lean.{kind} is false" for kind, on in wanted.items() if not on}
+    if trainer.args.torch_compile:
+        off = dict.fromkeys(wanted, "off: training_args.torch_compile")
+    kinds = [kind for kind in wanted if kind not in off]
+    return off | use_decoder_blocks(trainer.model, forward, kinds=kinds)
 
 
 def before_the_first_step(trainer: ResumableTrainer, *, kept_in: Path | None) -> Compared:

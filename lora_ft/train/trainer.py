@@ -272,7 +272,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _tell_label_loss(self) -> None:
         """Notes whether logits were made at labelled positions alone; a task of another loss says nothing."""
-        told = "off" if self.label_loss is None else self.label_loss.told
+        off = "the weights are cut into shards" if self.in_step else "lean.label_loss is false"
+        told = f"off: {off}" if self.label_loss is None else self.label_loss.told
         if told is not None:
             self.ran["label_loss"] = told
 
@@ -319,6 +320,23 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     def early_stopping(self) -> list[transformers.EarlyStoppingCallback]:
         """The callbacks that count evaluations without progress."""
         return [one for one in self.callback_handler.callbacks if isinstance(one, transformers.EarlyStoppingCallback)]
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether this evaluation is the best one: by its metric, and of equal ones by its loss.
+
+        transformers keeps the earliest of equal ones, which has often learned least.
+        """
+        if super()._determine_best_metric(metrics=metrics, trial=trial):
+            return True
+        state, loss = self.state, "eval_loss"
+        name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        if not state.best_global_step or loss not in metrics or metrics.get(name) != state.best_metric:
+            return False
+        best = [one[loss] for one in state.log_history if one["step"] == state.best_global_step and loss in one]
+        if best and metrics[loss] < best[-1]:
+            state.best_global_step = state.global_step
+            return True
+        return False
 
     def look_at_losses(self) -> None:
         """Stops a run whose losses went wrong; see `LossWatch.look`."""

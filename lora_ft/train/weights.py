@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.utils.class_weight import compute_class_weight
 
 from lora_ft.assemble.encode import references_of
 from lora_ft.assemble.prepare import Prepared
@@ -58,6 +57,8 @@ def class_weights(
     if problem_type == MULTI:
         positives = np.asarray(references).sum(axis=0)
         return [float(value) for value in (len(references) - positives) / np.maximum(positives, 1)]
+    from sklearn.utils.class_weight import compute_class_weight  # here: scikit-learn takes 40 MB
+
     present = sorted(set(references))
     computed = compute_class_weight("balanced", classes=np.asarray(present), y=np.asarray(references))
     weights = dict(zip(present, computed, strict=True))

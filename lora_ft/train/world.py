@@ -13,13 +13,13 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from accelerate.utils import gather_object
 
 from lora_ft.assemble.encode import without_media
 from lora_ft.assemble.prepare import Prepared
 from lora_ft.data.feature_cache import rows_digest
 from lora_ft.data.shared import forget
 from lora_ft.errors import GateError, InputError, RunError
+from lora_ft.train.told import told_by_each
 from lora_ft.train.trainer import AdapterTrainer
 
 SAMPLED_ROWS = 64
@@ -143,7 +143,7 @@ def check_alike(trainer: AdapterTrainer) -> None:
         digests["adapter"] = weights_digest((name, one) for name, one in named if one.requires_grad)
         digests["base"] = weights_digest(((n, p) for n, p in named if not p.requires_grad), values=SAMPLED_VALUES)
     mine = Held(int(trainer.args.process_index), socket.gethostname(), digests)
-    told = difference(gather_object([mine]))
+    told = difference(told_by_each(mine, world_size=trainer.args.world_size))
     if told is not None:
         raise RunError(told)
 

@@ -142,10 +142,13 @@ def test_with_activation_checkpointing_gradients_stay_the_same(bases: dict[str, 
 def test_room_for_dequantised_weights_is_kept_to(bases: dict[str, Path]) -> None:
     kept = []
     for room_bytes in (0, 10_000, 10**9):
-        model = adapted(bases["bert"], "bert", readers=readers(room_bytes=room_bytes), config=LORA, quantized="nf4")
+        own = readers(room_bytes=room_bytes)
+        model = adapted(bases["bert"], "bert", readers=own, config=LORA, quantized="nf4")
         losses_and_gradients(model)
         weights = [one.kept for one in model.modules() if isinstance(one, LoraLayer) and one.kept is not None]
         kept.append(sum(one.numel() * one.element_size() for one in weights))
+        assert own.kept_bytes == kept[-1]
+        assert not own.draws_bytes, "nothing is dropped"
     assert kept[0] == 0 < kept[1] <= 10_000 < kept[2]
 
 

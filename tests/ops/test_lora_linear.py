@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_ft.ops import byte_dropout
+from lora_ft.ops import pieces
 from lora_ft.ops.byte_dropout import ByteMask, draw_mask
 from lora_ft.ops.lora_linear import FrozenLinear, _Call, _LoraLinears, lora_linears
 
@@ -50,7 +50,7 @@ def made() -> tuple[torch.Tensor, list[torch.Tensor | None], list[torch.Tensor]]
 def test_outputs_and_gradients_are_those_of_the_slow_twin(  # type: ignore[no-untyped-def]
     made, monkeypatch: pytest.MonkeyPatch, dropout: bool, piece: int, without_weight: bool
 ) -> None:
-    monkeypatch.setattr(byte_dropout, "PIECE_VALUES", piece)  # six rows: in one piece, in pieces of 4 and 2, of 1
+    monkeypatch.setattr(pieces, "PIECE_VALUES", piece)  # six rows: in one piece, in pieces of 4 and 2, of 1
     x, weights, flat = made
     weights = [None] * len(weights) if without_weight else weights
     mask = draw_mask(6, READ, p=0.3, device=x.device) if dropout else None
@@ -108,7 +108,7 @@ def test_in_16_bits_masters_and_their_gradients_stay_float32(made) -> None:  # t
 def test_in_16_bits_pieces_add_up_in_32(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     rows, read = 4_096, 8
-    monkeypatch.setattr(byte_dropout, "PIECE_VALUES", 4 * read)
+    monkeypatch.setattr(pieces, "PIECE_VALUES", 4 * read)
     x, weight, b = torch.ones(rows, read), torch.ones(4, read), torch.ones(4, 2)
     a = torch.ones(2, read, requires_grad=True)
     mask = draw_mask(rows, read, p=0.1, device=x.device)

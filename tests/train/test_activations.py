@@ -159,6 +159,17 @@ def test_a_limit_that_cannot_be_kept_is_said_with_what_to_do(
     assert told.endswith("or lower processor.max_length")
 
 
+def test_under_a_budget_of_tokens_the_budget_is_what_to_halve(
+    tmp_path: Path, deep_bert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lean = {"activation_limit_gb": 1e-6, "max_tokens_per_batch": 64}
+    result = run(tmp_path, deep_bert, lean=lean, training_args={"max_steps": 2})
+    (told,) = [one.message for one in caplog.records if "cannot be kept" in one.message]
+    assert "Halve lean.max_tokens_per_batch, and double gradient_accumulation_steps" in told
+    kept = result.manifest.run["lean"]["kept_for_backward"]  # type: ignore[union-attr]
+    assert kept["limit"] == 1000 < kept["bytes"] < kept["without"]
+
+
 def test_nothing_below_the_lowest_adapter_is_sent_backward_or_computed_again(
     tmp_path: Path, deep_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,17 @@ def test_a_validation_loss_that_rises_while_the_training_loss_falls_is_overfitti
     )
 
 
+FALLING = curve((0.6, 0.5), (0.4, 0.3), (0.3, 0.2))
+
+
+@pytest.mark.parametrize(("metric", "verdict"), [(1.0, "even"), (0.99, "underfitted")])
+def test_a_loss_that_still_falls_is_no_underfit_where_the_metric_can_be_no_better(metric: float, verdict: str) -> None:
+    assert judge(FALLING, both(1.0, metric), SETUP).verdict == verdict
+    errors = replace(both(0.0, 1 - metric), metric="wer", lower_is_better=True)
+    errors = replace(errors, train={"wer": 0.0, "loss": 0.3}, validation={"wer": 1 - metric, "loss": 0.3})
+    assert judge(FALLING, errors, SETUP).verdict == verdict
+
+
 def test_where_the_recipe_counts_steps_they_are_named() -> None:
     gap = judge(RISING, both(0.92, 0.90), replace(SETUP, max_steps=1000))
     assert gap.change == "training_args.max_steps: 200 (now 1000)"

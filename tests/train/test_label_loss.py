@@ -52,7 +52,10 @@ def test_a_run_ends_with_the_adapter_and_the_measurements_of_the_usual_way(tmp_p
         (tmp_path / name).mkdir()
         found.append(run(tmp_path / name, task, lean=lean, peft_config={}))
     ours, usual = found
-    assert [one.manifest.run["lean"]["label_loss"] for one in found if one.manifest] == [True, "off"]
+    assert [one.manifest.run["lean"]["label_loss"] for one in found if one.manifest] == [
+        True,
+        "off: lean.label_loss is false",
+    ]
     tensors, others = (load_file(one.folder / "adapter_model.safetensors") for one in found)
     for name, tensor in tensors.items():
         assert float((tensor - others[name]).abs().max()) < 1e-5, name

@@ -181,6 +181,19 @@ def test_a_sweep_reads_what_it_computed_and_all_that_it_depends_on_computes_anew
     assert known(base=make_base(tmp_path / "other", layers=LAYERS, seed=1)) == ROWS
 
 
+def test_without_room_on_disk_nothing_is_read_that_another_run_kept_and_nothing_of_it_is_lost(
+    tmp_path: Path, bert: Path
+) -> None:
+    know_prefix(ready(experiment(tmp_path, bert)), kept_in=tmp_path / "cache")
+    kept = sorted(path.name for path in (tmp_path / "cache" / "prefix").iterdir())
+    trainer = ready(experiment(tmp_path, bert), "lean.prefix_cache_disk_gb=0.0")
+    know_prefix(trainer, kept_in=tmp_path / "cache")
+    assert trainer.ran["prefix_cache"]["computed"] == ROWS
+    assert trainer.ran["prefix_cache"]["in"] == "memory"
+    assert len(kept) == 2
+    assert sorted(path.name for path in (tmp_path / "cache" / "prefix").iterdir()) == kept
+
+
 def test_what_no_longer_fits_the_layers_is_thrown_away_with_one_line(
     tmp_path: Path, bert: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,18 +268,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_same_adapter(
         ({"training_args": {**SHORT, "num_train_epochs": 1}}, "every row is read once, and nothing is kept"),
         (
             {"lean": {"prefix_cache_ram_gb": 0.0, "prefix_cache_disk_gb": 0.0}},
-            "0.0 GB of hidden states, for which there is no room",
+            "0.000173 GB of hidden states, for which there is no room",
         ),
         ({"processor": {"padding_side": "left"}}, "rows are not padded on the right alone"),
     ],
 )
 def test_where_it_cannot_be_all_is_as_it_was_and_the_manifest_says_why(
-    tmp_path: Path, bert: Path, sections: dict[str, Any], reason: str
+    tmp_path: Path, bert: Path, sections: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="lora_ft")
     trainer = ready(experiment(tmp_path, bert, **sections))
     drawn = torch.get_rng_state()
     know_prefix(trainer, kept_in=None)
     assert trainer.ran["prefix_cache"] == f"off: {reason}"
+    tried = not reason.startswith(("no layer", "training_args", "every row"))
+    assert (f"prefix cache: off: {reason}" in caplog.messages) == tried
     assert not trainer.known
     assert torch.equal(torch.get_rng_state(), drawn)
 
@@ -277,7 +293,7 @@ def test_without_a_temporary_folder_all_is_as_it_was(
     trainer = ready(experiment(tmp_path, bert, lean={"prefix_cache_ram_gb": 0.0}))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     know_prefix(trainer, kept_in=None)
-    assert trainer.ran["prefix_cache"] == "off: 0.0 GB of hidden states, for which there is no room"
+    assert trainer.ran["prefix_cache"] == "off: 0.000173 GB of hidden states, for which there is no room"
 
 
 @pytest.mark.slow

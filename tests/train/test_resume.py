@@ -231,7 +231,10 @@ def test_smaller_batches_go_on_where_a_step_learns_of_as_many_rows(
     monkeypatch.undo()
     with pytest.raises(AdapterError, match=r"learned of 12 rows on 1 processes, now it would be 6 on 1\. Set training"):
         train(read(file, "training_args.per_device_train_batch_size=2"), RunOptions(resume=True))
-    smaller = ("training_args.per_device_train_batch_size=2", "training_args.gradient_accumulation_steps=6")
+    smaller = (
+        "training_args.per_device_train_batch_size=2", "training_args.gradient_accumulation_steps=6",
+        "training_args.per_device_eval_batch_size=5",
+    )  # fmt: skip
     resumed = train(read(file, *smaller), RunOptions(resume=True))
     assert resumed.manifest is not None
     assert resumed.manifest.run["steps"] == whole.manifest.run["steps"]  # type: ignore[union-attr]

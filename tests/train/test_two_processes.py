@@ -51,7 +51,6 @@ def test_two_processes_with_half_the_batch_follow_the_curve_of_one(tmp_path: Pat
     assert manifest["run"]["world_size"] == 2
 
 
-@pytest.mark.slow
 def test_boxes_on_two_processes_teach_as_on_one_also_where_one_has_more_of_them(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", "yolos")
     for folder, images in (("train", 4), ("dev", 3)):

@@ -10,13 +10,12 @@ import re
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import datasets
 import ftfy
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from lora_ft.data.preparation.html_text import text_of_html
 from lora_ft.data.progress import WATCHED_ROWS, quiet
@@ -43,7 +42,11 @@ def text_settings(section: PreparationSection) -> dict[str, Any]:
     Returns:
         Word of the recipe -> its value, in the order in which the steps run; empty: texts stay as they are.
     """
-    stop_words = section.stop_words
+    words: Iterable[str] = section.stop_words or ()
+    if section.stop_words == "english":
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # here: scikit-learn takes 40 MB
+
+        words = sorted(ENGLISH_STOP_WORDS)
     given = {
         "fix_encoding": section.fix_encoding,
         "strip_html": section.strip_html,
@@ -53,7 +56,7 @@ def text_settings(section: PreparationSection) -> dict[str, Any]:
         "replace_mentions": section.replace_mentions,
         "replace": [list(pair) for pair in section.replace],
         "lowercase": section.lowercase,
-        "stop_words": sorted(ENGLISH_STOP_WORDS) if stop_words == "english" else list(stop_words or ()),
+        "stop_words": list(words),
         "collapse_whitespace": section.collapse_whitespace,
     }
     return {name: value for name, value in given.items() if value not in (None, False, [])}
