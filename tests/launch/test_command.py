@@ -83,8 +83,8 @@ def test_an_installed_wheel_brings_the_configurations_along(tmp_path: Path) -> N
     subprocess.run([*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(tmp_path), str(source)],
                    check=True, capture_output=True)  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--prefix", str(tmp_path / "prefix"), str(wheel)],
-                   check=True, capture_output=True)  # fmt: skip
+    apart = ["--ignore-installed", "--prefix", str(tmp_path / "prefix")]  # else pip removes the one that runs here
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", *apart, str(wheel)], check=True, capture_output=True)
     paths = {"base": str(tmp_path / "prefix"), "platbase": str(tmp_path / "prefix")}
     packages = sysconfig.get_path("purelib", "posix_prefix", vars=paths)
     code = (
@@ -94,6 +94,8 @@ def test_an_installed_wheel_brings_the_configurations_along(tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONPATH": packages}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True,
                           check=True)  # fmt: skip
+    still_installed = "import importlib.metadata as metadata; metadata.version('lora-ft')"
+    subprocess.run([sys.executable, "-c", still_installed], cwd=tmp_path, check=True)
     found = Path(done.stdout.strip())
     assert found.is_relative_to(tmp_path / "prefix")
     assert found.read_bytes() == (ROOT / "launch" / "accelerate" / "fsdp2.yaml").read_bytes()
