@@ -127,6 +127,7 @@ def test_memory_that_one_process_alone_is_short_of_ends_all_of_them_with_one_pro
     assert done.stdout.count(f"{proposal} step still learns of 8 rows)") == 2
 
 
+@pytest.mark.slow
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_noticed(tmp_path: Path, tiny_bert: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_bert)
     silent = launch(recipe, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
