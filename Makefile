@@ -27,10 +27,10 @@ demo: $(VENV)/.demo
 	@echo "Your own data:  $(BIN)/lora-ft init text-classification > my.yaml"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m slow --timeout 1800
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check lora_ft tests benchmarks
